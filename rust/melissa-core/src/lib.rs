@@ -1,0 +1,18 @@
+//! The data plane of Melissa: from the socket to the batch, without Python.
+//!
+//! A server rank owns one [`session::Session`] (the receiving thread) and one [`buffer::Buffer`] (the training
+//! buffer on its slab). The session reads message bodies straight into slots of the slab and publishes complete
+//! samples; samplers draw, pin and copy them into batches. Bytes are copied twice: kernel to slot, slot to batch.
+
+pub mod buffer;
+pub mod error;
+pub mod ledger;
+mod memory;
+mod policy;
+mod rng;
+pub mod schema;
+pub mod session;
+mod slab;
+pub mod slot;
+mod sync;
+pub mod wire;
