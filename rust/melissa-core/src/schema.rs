@@ -83,7 +83,9 @@ pub enum SchemaError {
     DuplicateField(String),
     #[error("field \"{0}\" has no elements: every field needs one or more")]
     EmptyField(String),
-    #[error("a sample of these fields and {nb_parameters} parameters would need more bytes than can be addressed")]
+    #[error(
+        "a sample of these fields and {nb_parameters} parameters would need more bytes than can be addressed"
+    )]
     TooLarge { nb_parameters: usize },
 }
 
@@ -194,9 +196,11 @@ mod tests {
 
     #[test]
     fn fields_start_at_aligned_offsets_and_do_not_overlap() {
-        let schema =
-            Schema::new(vec![field("a", Dtype::U8, 3), field("b", Dtype::F64, 5), field("c", Dtype::F32, 16)], 2)
-                .unwrap();
+        let schema = Schema::new(
+            vec![field("a", Dtype::U8, 3), field("b", Dtype::F64, 5), field("c", Dtype::F32, 16)],
+            2,
+        )
+        .unwrap();
         assert_eq!((0..3).map(|i| schema.field_offset(i)).collect::<Vec<_>>(), [0, 64, 128]);
         assert_eq!(schema.parameters_offset(), 192);
         assert_eq!(schema.stride(), 256);
@@ -207,10 +211,7 @@ mod tests {
     #[test]
     fn a_schema_needs_named_fields_of_one_element_or_more() {
         assert_eq!(Schema::new(vec![], 0), Err(SchemaError::NoFields));
-        assert_eq!(
-            Schema::new(vec![field("a", Dtype::F32, 0)], 0),
-            Err(SchemaError::EmptyField("a".into()))
-        );
+        assert_eq!(Schema::new(vec![field("a", Dtype::F32, 0)], 0), Err(SchemaError::EmptyField("a".into())));
         assert_eq!(
             Schema::new(vec![field("a", Dtype::F32, 1), field("a", Dtype::F64, 1)], 0),
             Err(SchemaError::DuplicateField("a".into()))
