@@ -166,10 +166,6 @@ impl SlotGuard<'_> {
             std::slice::from_raw_parts(self.bound.slab.slot_ptr(self.slot), self.bound.slab.schema().stride())
         }
     }
-
-    pub(crate) fn schema(&self) -> &Schema {
-        self.bound.slab.schema()
-    }
 }
 
 impl Drop for SlotGuard<'_> {

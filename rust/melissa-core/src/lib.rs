@@ -4,11 +4,13 @@
 //! buffer on its slab). The session reads message bodies straight into slots of the slab and publishes complete
 //! samples; samplers draw, pin and copy them into batches. Bytes are copied twice: kernel to slot, slot to batch.
 
+pub mod batch;
 pub mod buffer;
 pub mod error;
 pub mod ledger;
 mod memory;
 mod policy;
+pub mod prefetch;
 mod rng;
 pub mod schema;
 pub mod session;

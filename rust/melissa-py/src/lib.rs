@@ -1,1 +1,22 @@
-//! The Python extension.
+//! The Python extension `melissa._melissa`: parse, detach, call, map the error.
+
+#![allow(missing_debug_implementations, reason = "Python sees __repr__, nobody sees Debug")]
+
+mod arrays;
+mod batch;
+mod buffer;
+mod errors;
+mod wait;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _melissa {
+    #[pymodule_export]
+    use super::batch::{PyBatch, PyPrefetcher};
+    #[pymodule_export]
+    use super::buffer::{PyBuffer, PySample};
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python knows")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

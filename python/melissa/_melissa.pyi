@@ -1,0 +1,180 @@
+"""The Rust extension: training buffer, batches, reception and client."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__version__: str
+
+@final
+class Buffer:
+    """A training buffer in a slab of its own.
+
+    ``kind`` is "FIFO", "FIRO", "Reservoir" or "BatchReservoir". ``capacity`` and ``watermark`` are counted in
+    samples. Besides the ``capacity`` slots of the population the slab has ``assembly_slots`` for samples that are
+    being received and ``lent_slots`` that views may keep from being used again (default: a capacity's eighth or two
+    batches, whichever is less, and at least one).
+
+    Raises:
+        UnsupportedConfiguration: a watermark, batch size or number of passes that the kind cannot serve.
+        ValueError: no such kind.
+    """
+
+    def __new__(
+        cls,
+        kind: str,
+        capacity: int,
+        *,
+        watermark: int = 0,
+        pseudo_epochs: int = 1,
+        batch_size: int = 1,
+        seed: int = 0,
+        assembly_slots: int = 1,
+        lent_slots: int | None = None,
+    ) -> Buffer: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def watermark(self) -> int: ...
+    @property
+    def pseudo_epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def bound(self) -> bool:
+        """Whether the slab is there: fields and sizes are known."""
+    @property
+    def population(self) -> int:
+        """Published samples that can be drawn."""
+    @property
+    def closed(self) -> bool:
+        """Whether reception is over."""
+    @property
+    def paused(self) -> bool: ...
+    @property
+    def remaining(self) -> int | None:
+        """Deliveries still to come once the drain has begun, else None."""
+    @property
+    def nb_parameters(self) -> int: ...
+    @property
+    def fields(self) -> list[tuple[str, int, str]]:
+        """(name, elements, dtype) of each field; empty while unbound."""
+    def __len__(self) -> int: ...
+    def bind(self, fields: Sequence[tuple[str, int, str]], nb_parameters: int) -> None:
+        """Allocate the slab for samples of these fields.
+
+        Raises:
+            SchemaError: the buffer is bound to other fields.
+            MemoryLimitError: the slab does not fit in the memory available.
+        """
+    def put(
+        self,
+        simulation_id: int,
+        time_step: int,
+        fields: Sequence[ArrayLike],
+        parameters: Sequence[float] = (),
+        *,
+        draw: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        """Copy a sample in, waiting for room up to ``timeout`` seconds.
+
+        Raises:
+            BufferClosed: reception is over.
+            SchemaError: the fields' number or sizes are not those of the buffer.
+            WaitTimeout: no room in time.
+        """
+    def get(self, timeout: float | None = None) -> Sample:
+        """Draw one sample, waiting for it up to ``timeout`` seconds.
+
+        Raises:
+            EndOfData: reception is over and nothing is left.
+            WaitTimeout: nothing in time.
+            ReceptionError: the receiver failed.
+        """
+    def get_batch(self, nb_samples: int, timeout: float | None = None) -> list[Sample]:
+        """Draw a batch; shorter at the end, or when ``timeout`` passed after its first sample. Raises as `get`."""
+    def sample_into(self, batch: Batch, timeout: float | None = None) -> int:
+        """Draw a batch into the arrays of ``batch``, replacing what they hold; gives the number of rows.
+
+        Raises as `get`."""
+    def wait_ready(self, timeout: float) -> bool:
+        """Wait until a get would not wait: the watermark is passed, or reception over."""
+    def close(self) -> None:
+        """End reception: the watermark is lifted, and gets deliver what is left."""
+    def fail(self, message: str) -> None:
+        """End every wait on the buffer with a ReceptionError of that text."""
+    def lift_watermark(self) -> None: ...
+    def pause(self) -> None:
+        """Publish nothing until `resume`; calls nest. When it returns no publication is under way."""
+    def resume(self) -> None: ...
+    def peek(self, index: int) -> Sample | None:
+        """The sample at a place of the population, without counting as a delivery; None past its end."""
+    def samples(self) -> list[Sample]:
+        """The population; samples beyond the lent slots are copies."""
+    def seen_counts(self) -> dict[int, int]:
+        """Times delivered -> number of samples in the population."""
+    def metrics(self) -> dict[str, Any]:
+        """Figures: population, published, drawn, data_wait_s, view_copies, slab_bytes, slots, assembly_slots,
+        lent_slots, stride, huge_pages."""
+
+@final
+class Sample:
+    """One sample of a training buffer, held by a pin, or a private copy when too many views are out."""
+
+    @property
+    def simulation_id(self) -> int: ...
+    @property
+    def draw(self) -> int:
+        """How often the simulation's parameters had been drawn anew."""
+    @property
+    def time_step(self) -> int:
+        """From 0."""
+    @property
+    def is_copy(self) -> bool: ...
+    @property
+    def parameters(self) -> list[float]: ...
+    @property
+    def fields(self) -> tuple[NDArray[Any], ...]:
+        """One read-only 1-D array for each field, in the order of the study."""
+
+@final
+class Batch:
+    """A batch of samples as arrays, whose memory is used again only when nothing refers to it any more."""
+
+    def __new__(cls, buffer: Buffer, batch_size: int) -> Batch: ...
+    def __len__(self) -> int: ...
+    @property
+    def inputs(self) -> NDArray[np.floating[Any]]:
+        """(samples, parameters + 1): the parameters, then the time step; float64 if a field is, else float32."""
+    @property
+    def parameters(self) -> NDArray[np.floating[Any]]:
+        """(samples, parameters): a view of the inputs without their last column."""
+    @property
+    def simulation_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def draws(self) -> NDArray[np.int64]: ...
+    @property
+    def time_steps(self) -> NDArray[np.int64]: ...
+    @property
+    def fields(self) -> dict[str, NDArray[Any]]:
+        """Field name -> (samples, size), in the order of the study."""
+
+@final
+class Prefetcher:
+    """Gathers batches of a buffer ahead, in a thread of its own, up to ``depth`` of them."""
+
+    def __new__(
+        cls, buffer: Buffer, batch_size: int, *, depth: int = 2, drop_last: bool = False
+    ) -> Prefetcher: ...
+    def next(self, timeout: float | None = None) -> Batch:
+        """The next batch; shorter at the end. Raises as `Buffer.get`."""
+    def stop(self) -> None:
+        """End the thread; batches that are ready are given up."""
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that `next` waited since the first batch came."""
