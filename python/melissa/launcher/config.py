@@ -5,14 +5,13 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import rapidjson
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from melissa.exceptions import ConfigurationFileError, UnsupportedConfiguration
 from melissa.launcher import paths
@@ -48,24 +47,26 @@ def load_config(
 ) -> tuple[dict[str, Any], Path, Path]:
     """Read and validate a configuration; return it, its file and the project's folder, both absolute.
 
-    The dictionary is plain and mutable. Every known key is in it, with its default where the file has none (None where
-    there is no default either); old spellings stay, and stand beside the new ones. Unknown keys are kept.
-    ``server_filename`` and ``output_dir`` are absolute paths, the latter without strftime codes any more.
+    The dictionary is plain and mutable. Every known key is in it, with its default where the file has none
+    (None where there is no default either); only ``dl_config`` as a whole may be absent. Old spellings stay,
+    and stand beside the new ones; unknown keys are kept. ``server_filename`` and ``output_dir`` are absolute
+    paths, and strftime codes are evaluated.
 
     Parameters
     ----------
     path_or_name
-        The file, with or without ``.json``; a relative one is looked for in the project's folder, if that is given,
-        and in the working directory.
+        The file, with or without ``.json``; a relative one is looked for in the project's folder, if that is
+        given, and in the working directory.
     project_dir
         Where relative paths of the configuration start; by default the folder of the file.
     output_dir
-        The study's output folder when it has been made already, so that strftime codes are not evaluated again.
+        The study's output folder when it has been made already, so that strftime codes have their values.
 
     Raises
     ------
     ConfigurationFileError
-        The file cannot be found or read, or is wrong: the text has every problem, with path, value and expectation.
+        The file cannot be found or read, or is wrong: the text has every problem, with path, value and what
+        was expected.
     UnsupportedConfiguration
         All values are valid, but what they ask for together cannot work.
     """
@@ -74,8 +75,11 @@ def load_config(
     config, repeated_keys = read_json(config_path)
     for key in repeated_keys:
         logger.warning('%s has "%s" twice in one object: the last one counts.', config_path, key)
-    problems = list(_complete(config))
-    problems += _resolve(config, folder, output_dir)
+    problems = [*_unify_spellings(config), *_value_problems(config), *_rule_problems(config)]
+    if not problems:
+        _warn_of_misspelt_keys(config)
+        _fill_defaults(config)
+        problems += _resolve_paths(config, folder, output_dir)
     if problems:
         heading = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         text = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems)
@@ -97,9 +101,9 @@ def _find(path_or_name: str | Path, project_dir: Path | None) -> Path:
     if not folder.is_dir():
         raise ConfigurationFileError(f'No configuration "{given}": there is no folder {folder.absolute()}.')
     others = sorted(path.name for path in folder.glob("*.json"))
-    nearest = difflib.get_close_matches(given.name, others, n=1)
-    if nearest:
-        advice = f'Is "{nearest[0]}" meant?'
+    nearest = _nearest(given.name.removesuffix(".json"), (name.removesuffix(".json") for name in others), 0.6)
+    if nearest is not None:
+        advice = f'Is "{nearest}.json" meant?'
     elif others:
         advice = f"JSON files there: {', '.join(others[:10])}."
     else:
@@ -107,21 +111,203 @@ def _find(path_or_name: str | Path, project_dir: Path | None) -> Path:
     raise ConfigurationFileError(f'No configuration "{given}". Looked for {tried}. {advice}')
 
 
-def _complete(config: dict[str, Any]) -> Iterator[Problem]:
-    """Validate the configuration, in place: fill in defaults and both spellings; yield what is wrong."""
-    yield from _complete_section(config, StudyConfig, "", nested=False)
-    sections: dict[str, Section | None] = {}
+def _unify_spellings(config: dict[str, Any]) -> Iterator[Problem]:
+    """Put today's name beside each old one, and the old one beside today's; yield those with two values."""
+    for prefix, model, section in _sections(config):
+        for name, field in model.model_fields.items():
+            old = key_note(field, "old")
+            if old is None:
+                continue
+            if name in section and old in section and section[name] != section[old]:
+                yield Problem(
+                    f"{prefix}{name}",
+                    f"{_shown(section[name])} given, and {_shown(section[old])} under its old name {old}. "
+                    "Remove one of them.",
+                )
+            elif old in section:
+                section[name] = section[old]
+
+
+def _sections(config: dict[str, Any]) -> Iterator[tuple[str, type[Section], dict[str, Any]]]:
+    """Yield the configuration's objects, each with the prefix of its keys' paths and its model."""
+    yield "", StudyConfig, config
     for name, field in StudyConfig.model_fields.items():
-        model = section_of(field)
-        value = config.get(name)
-        if model is None or (value is None and (name not in config or not field.is_required())):
-            continue
-        if isinstance(value, dict):
-            problems = list(_complete_section(value, model, f"{name}."))
-            yield from problems
-            sections[name] = None if problems else model.model_construct(**value)
-    yield from rule_problems(
-        _section(sections, "study_options", StudyOptions),
-        _section(sections, "dl_config", DlConfig),
-        _section(sections, "launcher_config", LauncherConfig),
+        model, section = section_of(field), config.get(name)
+        if model is not None and isinstance(section, dict):
+            yield f"{name}.", model, section
+
+
+def _value_problems(config: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with single values: at most one problem for each."""
+    try:
+        StudyConfig.model_validate(config)
+    except ValidationError as error:
+        seen = set()
+        for detail in error.errors(include_url=False):
+            problem = _value_problem(config, detail["loc"], detail["type"] == "missing")
+            if problem.path not in seen:
+                seen.add(problem.path)
+                yield problem
+
+
+def _value_problem(config: dict[str, Any], location: tuple[int | str, ...], missing: bool) -> Problem:
+    """Describe the error at the keys and list positions `location`; the last may name a kind of a union."""
+    model: type[Section] | None = StudyConfig
+    value: Any = config
+    section, path, expected, of_items, meaning = config, "", "an object", "an object", ""
+    for part in location:
+        if isinstance(part, int):
+            path, value, expected = f"{path}[{part}]", value[part], of_items
+        elif model is not None:
+            field, section = model.model_fields[part], value
+            path, value = f"{path}.{part}".removeprefix("."), value.get(part)
+            expected, of_items = expectation(field), expectation(field, of_items=True)
+            meaning, model = field.description or "", section_of(field)
+    if missing:
+        advice = _advice(config, section, str(location[-1]))
+        return Problem(path, f"missing; expected {expected}: {meaning}.{advice}")
+    return Problem(path, f"{_shown(value)} given, expected {expected}.")
+
+
+def _advice(config: dict[str, Any], section: dict[str, Any], name: str) -> str:
+    """Say where the value of a missing key may be: under a misspelt name, or in another section."""
+    for prefix, model, other in _sections(config):
+        if other is section:
+            if nearest := _nearest(name, _unknown_keys(model, other), cutoff=0.6):
+                return f' Is "{nearest}" meant for it?'
+        elif name in other and name not in model.model_fields:
+            return f" It is there as {prefix}{name}."
+    return ""
+
+
+def _unknown_keys(model: type[Section], section: dict[str, Any]) -> list[str]:
+    old = {key_note(field, "old") for field in model.model_fields.values()}
+    return [key for key in section if key not in model.model_fields and key not in old]
+
+
+def _nearest(name: str, candidates: Iterable[str], cutoff: float) -> str | None:
+    """Return the candidate that is most like the name; case, hyphens and underscores do not count."""
+    by_letters = {_letters(candidate): candidate for candidate in candidates}
+    found = difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=cutoff)
+    return by_letters[found[0]] if found else None
+
+
+def _letters(name: str) -> str:
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def _shown(value: Any) -> str:
+    text = str(rapidjson.dumps(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _warn_of_misspelt_keys(config: dict[str, Any]) -> None:
+    for prefix, model, section in _sections(config):
+        for key in _unknown_keys(model, section):
+            nearest = _nearest(key, [name for name in model.model_fields if name not in section], cutoff=0.8)
+            if nearest is not None:
+                logger.warning(
+                    '%s%s is unknown, and passed on to your class. Is "%s" meant?', prefix, key, nearest
+                )
+            else:
+                logger.debug("%s%s is unknown, and passed on to the server's class.", prefix, key)
+
+
+def _rule_problems(config: dict[str, Any]) -> Iterator[Problem]:
+    return rule_problems(
+        _validated(StudyOptions, config.get("study_options")),
+        _validated(DlConfig, config.get("dl_config")),
+        _validated(LauncherConfig, config.get("launcher_config", {})),
     )
+
+
+def _validated(model: type[SectionT], section: Any) -> SectionT | None:
+    try:
+        return model.model_validate(section)
+    except ValidationError:
+        return None
+
+
+def _fill_defaults(config: dict[str, Any]) -> None:
+    """Put the defaults of a valid configuration into it, and whole numbers where ``1e3`` stood for one."""
+    for name, field in StudyConfig.model_fields.items():
+        if name not in config and section_of(field) is not None and field.default is not None:
+            config[name] = {}
+    for _, model, section in _sections(config):
+        valid = model.model_validate(section)
+        for name, field in model.model_fields.items():
+            value = getattr(valid, name)
+            if name not in section:
+                if section_of(field) is None:
+                    section[name] = copy.deepcopy(value)
+            elif isinstance(value, int) and not isinstance(value, bool):
+                section[name] = value
+            if (old := key_note(field, "old")) is not None:
+                section[old] = section[name]
+    launcher_config, dl_config = config["launcher_config"], config.get("dl_config")
+    if launcher_config["job_limit"] is None:
+        launcher_config["job_limit"] = default_job_limit(launcher_config["scheduler"])
+    if dl_config is not None and dl_config["checkpoint_interval"] is None:
+        dl_config["checkpoint_interval"] = dl_config["nb_batches_update"]
+
+
+def _resolve_paths(
+    config: dict[str, Any], project_dir: Path, output_dir: str | Path | None
+) -> Iterator[Problem]:
+    """Expand variables and make paths absolute, in place; yield what is not there."""
+    try:
+        server_file = paths.absolute_path(paths.expand(config["server_filename"], os.environ), project_dir)
+    except paths.UndefinedVariableError as error:
+        yield _undefined("server_filename", config["server_filename"], error)
+    else:
+        config["server_filename"] = str(server_file)
+        if not server_file.is_file():
+            scripts = sorted(path.name for path in server_file.parent.glob("*.py"))
+            nearest = _nearest(server_file.name, scripts, cutoff=0.6)
+            advice = f' Is "{nearest}" meant?' if nearest else ""
+            yield Problem("server_filename", f"{server_file} is not there.{advice}")
+
+    if output_dir is not None:
+        config["output_dir"] = str(Path(output_dir).absolute())
+    else:
+        try:
+            template = paths.expand(config["output_dir"], os.environ)
+        except paths.UndefinedVariableError as error:
+            yield _undefined("output_dir", config["output_dir"], error)
+        else:
+            folder = paths.output_directory(template, project_dir, datetime.now())
+            config["output_dir"] = str(folder)
+            if folder.exists() and not folder.is_dir():
+                yield Problem("output_dir", f"{folder} is there and is no folder.")
+
+    yield from _resolve_command(config["client_config"], project_dir)
+
+
+def _resolve_command(client_config: dict[str, Any], project_dir: Path) -> Iterator[Problem]:
+    command, preprocessing = client_config["executable_command"], client_config["preprocessing_commands"]
+
+    def left_to_the_shell(name: str) -> bool:
+        return bool(preprocessing) or _SET_FOR_JOBS.fullmatch(name) is not None
+
+    try:
+        expanded = paths.expand(command, os.environ, keep=left_to_the_shell)
+    except paths.UndefinedVariableError as error:
+        yield _undefined("client_config.executable_command", command, error)
+        return
+    client_config["executable_command"] = paths.anchor_command(expanded, project_dir)
+    client_config["command_default_args"] = [
+        paths.anchor_script(argument, project_dir) if isinstance(argument, str) else argument
+        for argument in client_config["command_default_args"]
+    ]
+    program = paths.missing_program(client_config["executable_command"])
+    if program is not None and not preprocessing:
+        where = f"in {project_dir}" if "/" in program else "in any folder of PATH"
+        yield Problem(
+            "client_config.executable_command",
+            f'the program "{program}" is not there: no executable file of that name {where}.',
+        )
+
+
+def _undefined(path: str, text: str, error: paths.UndefinedVariableError) -> Problem:
+    variables = "the environment variable" if len(error.names) == 1 else "the environment variables"
+    return Problem(path, f"{_shown(text)} needs {variables} {error}, not set here.")

@@ -14,11 +14,10 @@ __all__ = ["read_json"]
 _PARSE_ERROR = re.compile(r"Parse error at offset (\d+): (.*)", re.DOTALL)
 
 
-class _Decoder(rapidjson.Decoder):  # type: ignore[misc]  # rapidjson has no types
+class _Decoder(rapidjson.Decoder):
     """Collects the keys that an object has more than once: JSON lets the last one win without a word."""
 
-    def __init__(self) -> None:
-        self.repeated_keys: list[str] = []
+    repeated_keys: list[str]
 
     def start_object(self) -> list[tuple[str, Any]]:
         return []
@@ -45,6 +44,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     except OSError as error:
         raise ConfigurationFileError(f"{path} cannot be read: {error.strerror}.") from error
     decoder = _Decoder(parse_mode=CONFIG_PARSE_MODE)
+    decoder.repeated_keys = []
     try:
         value = decoder(text)
     except rapidjson.JSONDecodeError as error:

@@ -54,8 +54,10 @@ def print_options(console: Console) -> None:
     console.print(table)
 
 
-def expectation(field: FieldInfo) -> str:
-    """Return what a valid value of the key is, in words: ``a whole number, at least 1``."""
+def expectation(field: FieldInfo, *, of_items: bool = False) -> str:
+    """Return what a valid value of the key is, or of its list's items: ``a whole number, at least 1``."""
+    if of_items and get_origin(field.annotation) is list:
+        return _describe(get_args(field.annotation)[0], [])
     return _describe(field.annotation, field.metadata)
 
 

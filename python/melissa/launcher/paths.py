@@ -33,6 +33,7 @@ class UndefinedVariableError(Exception):
     """A text has environment variables that are not set; `names` are theirs."""
 
     def __init__(self, names: list[str]) -> None:
+        """Make the error for these names, without their dollar signs."""
         super().__init__(", ".join(f"${name}" for name in names))
         self.names = names
 
@@ -44,13 +45,15 @@ def _never(name: str) -> bool:
 def expand(text: str, environment: Mapping[str, str], *, keep: Callable[[str], bool] = _never) -> str:
     """Put the values of environment variables, written ``$NAME`` or ``${NAME}``, into the text.
 
-    A variable that is not set stays as it is where `keep` says so of its name; `UndefinedVariableError` has the others.
+    A variable stays as it is where `keep` says so of its name. `UndefinedVariableError` names the unset ones.
     """
     undefined: list[str] = []
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
-        if name not in environment and not keep(name) and name not in undefined:
+        if keep(name):
+            return match[0]
+        if name not in environment and name not in undefined:
             undefined.append(name)
         return environment.get(name, match[0])
 
@@ -61,7 +64,7 @@ def expand(text: str, environment: Mapping[str, str], *, keep: Callable[[str], b
 
 
 def absolute_path(text: str, project_dir: Path) -> Path:
-    """Return the path that `text` stands for: relative ones start at the project's folder, ``~`` is the home."""
+    """Return the path that `text` stands for: relative ones start at the project's folder."""
     return Path(os.path.normpath(project_dir / Path(text).expanduser()))
 
 
@@ -73,8 +76,8 @@ def output_directory(template: str, project_dir: Path, now: datetime) -> Path:
 def anchor_script(word: str, project_dir: Path) -> str:
     """Return a program or script of the project's folder with its whole path, any other word as it is.
 
-    Commands run in the output folder, and relative paths of a configuration start at the project's. Data files are
-    left alone: a solver may well be about to write one of that name.
+    Commands run in the output folder, and relative paths of a configuration start at the project's. Data
+    files are left alone: a solver may well be about to write one of that name.
     """
     path = project_dir / word
     if not _PLAIN_WORD.fullmatch(word) or os.path.isabs(word) or not path.is_file():
@@ -96,7 +99,7 @@ def anchor_command(command: str, project_dir: Path) -> str:
 
 
 def missing_program(command: str) -> str | None:
-    """Return the program that the command starts if it is plainly not there; None if it is, or if who knows."""
+    """Return the program that the command starts if it is plainly not there, None otherwise."""
     program = _program(command)
     if program is None or not _PLAIN_WORD.fullmatch(program) or program in _SHELL_WORDS:
         return None

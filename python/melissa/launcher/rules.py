@@ -119,8 +119,8 @@ def _reach_problems(
         if _gathers_all_first(dl_config):
             yield Problem(
                 "study_options.nb_time_steps",
-                f"missing; with pseudo_epochs = {dl_config.pseudo_epochs} all samples are gathered before the "
-                "first pass, and their number must be known.",
+                f"missing; with pseudo_epochs = {dl_config.pseudo_epochs} all samples are gathered before "
+                "the first pass, and their number must be known.",
                 unsupported=True,
             )
         return
