@@ -78,6 +78,7 @@ impl Prefetcher {
                 None => shared.stop.load(Ordering::Relaxed).then_some(Err(BufferError::Closed)),
                 Some(BufferError::Failed(text)) => Some(Err(BufferError::Failed(text.clone()))),
                 Some(BufferError::EndOfData) => Some(Err(BufferError::EndOfData)),
+                Some(BufferError::Closed) => Some(Err(BufferError::Closed)),
                 Some(other) => Some(Err(BufferError::Failed(other.to_string()))),
             }
         });
