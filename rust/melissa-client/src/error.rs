@@ -130,7 +130,10 @@ pub enum ClientError {
          and melissa_send in one process"
     )]
     Forked { at: Arc<Endpoint>, connected: u32, current: u32 },
-    #[error("{at}: rank {rank} is not below size {size}: pass this rank's number and the number of ranks", rank = .at.rank, size = .at.size)]
+    #[error(
+        "{at}: rank {} is not below size {}: pass this rank's number and the number of ranks",
+        .at.rank, .at.size
+    )]
     Rank { at: Arc<Endpoint> },
 
     #[error("{at}: field \"{name}\" cannot be declared: {source}")]
