@@ -11,7 +11,7 @@ LAZY = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "tensorflow", "scipy", "pydantic", "mpi4py", "rapidjson", "rich"}:
+        if name.partition(".")[0] in {"torch", "scipy", "pydantic", "mpi4py", "rapidjson", "rich"}:
             raise ImportError("not here: " + name)
         return None
 sys.meta_path.insert(0, Refuse())
