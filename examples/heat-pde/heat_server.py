@@ -1,0 +1,157 @@
+"""The server of the example: trains `HeatSurrogate` on the plates that are being simulated."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from heat import COLDEST, FIELD_NAME, HOTTEST, NB_CELLS, PARAMETER_NAMES, solve
+from plots import draw_losses, draw_prediction
+from surrogate import HeatSurrogate
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from melissa.server.deep_learning.torch_server import TorchServer
+from melissa.server.parameters import ParameterSamplerType
+
+FIRST_LEARNING_RATE, LAST_LEARNING_RATE = 3e-3, 3e-5
+
+NB_VALIDATION_SIMULATIONS = 10
+VALIDATION_SEED = 20_000  # the same ten plates whatever the study's seed: studies can be compared
+
+
+class HeatServer(TorchServer):
+    """Draws temperatures, trains on what the solvers send, and says how good the surrogate is."""
+
+    def __init__(self, config_dict: dict[str, Any]) -> None:
+        """Choose how the temperatures are drawn: evenly spread over their range, by the study's seed."""
+        super().__init__(config_dict)
+        self.set_parameter_sampler(ParameterSamplerType.HALTON, l_bounds=[COLDEST], u_bounds=[HOTTEST])
+        self.nb_expected_samples = self.nb_simulations * self.nb_time_steps
+        self.mean_field = MeanField(NB_CELLS**2)
+        self.squared_errors: list[float] = []
+        self.training_curve: list[tuple[int, float]] = []
+        self.validation_curve: list[tuple[int, float]] = []
+
+    def prepare_training_attributes(self) -> tuple[HeatSurrogate, torch.optim.Optimizer]:
+        """Make the network and its optimiser."""
+        # The solvers keep the cores busy: one thread here is as fast as several that wait for each other.
+        torch.set_num_threads(1)
+        torch.manual_seed(self.study_options["seed"])
+        model = HeatSurrogate(NB_CELLS, self.nb_time_steps).to(self.device)
+        # The network has 2.6 million weights and a batch has ten samples: what a batch costs is the
+        # optimiser's passes over the weights. Fused, it needs one.
+        return model, torch.optim.Adam(model.parameters(), lr=FIRST_LEARNING_RATE, fused=True)
+
+    def on_train_start(self) -> None:
+        """Simulate the plates for validation, while the first clients fill the buffer up to its watermark."""
+        rng = np.random.default_rng(VALIDATION_SEED)
+        self.validation_parameters = rng.uniform(
+            COLDEST, HOTTEST, size=(NB_VALIDATION_SIMULATIONS, len(PARAMETER_NAMES))
+        )
+        time_steps = np.arange(self.nb_time_steps)[:, None]
+        inputs, fields = [], []
+        for parameters in self.validation_parameters:
+            inputs.append(np.hstack([np.tile(parameters, (self.nb_time_steps, 1)), time_steps]))
+            fields.append([field.ravel() for field in solve(parameters, nb_time_steps=self.nb_time_steps)])
+        dataset = TensorDataset(
+            torch.tensor(np.concatenate(inputs), dtype=torch.float32),
+            torch.tensor(np.concatenate(fields), dtype=torch.float32),
+        )
+        self.valid_dataloader = DataLoader(dataset, batch_size=self.nb_time_steps)  # a simulation per batch
+
+    def process_simulation_batch(self, batch: Any, config_dict: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Make tensors of a batch that Melissa gathered: (n, 6) inputs, and (n, cells) temperatures in K."""
+        self.mean_field.add(batch)
+        return torch.from_numpy(batch.inputs), torch.from_numpy(batch.fields[FIELD_NAME])
+
+    def on_batch_start(self, batch_idx: int) -> None:
+        """Set the learning rate: along a cosine from the first to the last one, while the samples come in.
+
+        How many batches a Reservoir will give is not known beforehand: that depends on how fast the solvers
+        are. How many samples will come is known, so progress is counted in them. While the buffer is drained
+        at the end, the rate is the last one.
+        """
+        progress = min(1.0, self.current_sample_count / self.nb_expected_samples)
+        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = LAST_LEARNING_RATE + share * (FIRST_LEARNING_RATE - LAST_LEARNING_RATE)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, **kwargs: Any) -> None:
+        """Improve the network by one batch."""
+        inputs, fields = (tensor.to(self.device) for tensor in batch)
+        self.optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(self.model(inputs), fields)
+        loss.backward()
+        self.optimizer.step()
+
+        if batch_idx % 10 == 0:
+            error = math.sqrt(loss.item())  # in K, which says more than K2
+            self.training_curve.append((batch_idx, error))
+            self.tb_logger.log_scalar("Loss/train", error, batch_idx)
+
+    def on_validation_start(self, batch_idx: int) -> None:
+        """Forget the last validation."""
+        self.squared_errors.clear()
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], valid_batch_idx: int, batch_idx: int, **kwargs: Any
+    ) -> dict[str, float]:
+        """Compare the prediction of one simulation with what was simulated."""
+        inputs, fields = (tensor.to(self.device) for tensor in batch)
+        with torch.inference_mode():
+            squared_error = torch.nn.functional.mse_loss(self.model(inputs), fields).item()
+        self.squared_errors.append(squared_error)
+        return {"squared_error": squared_error}
+
+    def on_validation_end(self, batch_idx: int) -> None:
+        """Take note of the root mean square error over all validation simulations, in K."""
+        error = math.sqrt(np.mean(self.squared_errors))
+        self.validation_curve.append((batch_idx, error))
+        self.tb_logger.log_scalar("Loss/valid", error, batch_idx)
+
+    def on_train_end(self) -> None:
+        """Validate the final network beside the best constant prediction, save it, draw pictures."""
+        last_batch = self.training_curve[-1][0]
+        self.validation(last_batch)
+        error = self.validation_curve[-1][1]
+        constant_error = self.mean_field.error(self.valid_dataloader)
+        self.report_extra = {
+            "surrogate_error_K": error,
+            "mean_field_error_K": constant_error,
+            "times_better": constant_error / error,
+        }
+
+        self.model.save("model.pt")  # the working directory is the study's output folder
+        draw_losses("losses.png", self.training_curve, self.validation_curve, constant_error)
+        # The simulation of median error stands for all: neither the best one nor the worst.
+        median = int(np.argsort(self.squared_errors)[len(self.squared_errors) // 2])
+        parameters = self.validation_parameters[median]
+        predicted = self.model.predict(parameters).cpu().numpy()
+        simulated = list(self.valid_dataloader)[median][1].numpy().reshape(predicted.shape)
+        draw_prediction("prediction.png", parameters, predicted, simulated)
+
+
+class MeanField:
+    """The mean of all training samples: the best prediction that knows neither parameters nor time.
+
+    A Reservoir delivers samples several times, and some more often than others; each counts once here.
+    """
+
+    def __init__(self, nb_cells: int) -> None:
+        """Begin with no sample of `nb_cells` values."""
+        self.sum = np.zeros(nb_cells)
+        self.seen: set[tuple[int, int, int]] = set()
+
+    def add(self, batch: Any) -> None:
+        """Add those samples of a batch that are new."""
+        ids = np.stack([batch.simulation_ids, batch.draws, batch.time_steps], axis=1)
+        for key, field in zip(map(tuple, ids.tolist()), batch.fields[FIELD_NAME], strict=True):
+            if key not in self.seen:
+                self.seen.add(key)
+                self.sum += field
+
+    def error(self, validation: DataLoader) -> float:
+        """Return its root mean square error over the validation set, in K."""
+        mean = torch.from_numpy(self.sum / len(self.seen))
+        return math.sqrt(np.mean([torch.mean((fields - mean) ** 2).item() for _, fields in validation]))
