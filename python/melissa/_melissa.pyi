@@ -178,3 +178,51 @@ class Prefetcher:
     @property
     def wait_seconds(self) -> float:
         """Seconds that `next` waited since the first batch came."""
+
+@final
+class Client:
+    """One rank of one simulation, connected to the server; its calls block as a solver's do.
+
+    ``address`` is the server's host:port, ``key`` the bytes of the study key. Connecting proves the key on both
+    sides, within ``timeout`` seconds.
+
+    Raises:
+        ServerLostError: nobody listens there, or the connection was lost.
+        AuthenticationError: who listens does not hold the study's key.
+        RefusedError: the server refused this client; the text is its reason.
+        ProtocolError: what came is not the protocol of this version.
+    """
+
+    def __new__(
+        cls,
+        address: str,
+        key: bytes,
+        *,
+        study_epoch: int,
+        simulation_id: int,
+        attempt: int,
+        rank: int = 0,
+        size: int = 1,
+        timeout: float = 60.0,
+    ) -> Client: ...
+    def init(self, field_name: str, size: int, dtype: str) -> bool:
+        """Declare a field: this rank's elements, and the dtype they are handed over in; False when it was before.
+
+        Raises:
+            ClientError: the field was declared otherwise before, or the first send is over.
+        """
+    def send(self, field_name: str, values: ArrayLike) -> None:
+        """Send this rank's values of the next time step; waits while the server's buffer is full.
+
+        Raises:
+            SchemaError: an unknown field, or another number of values than declared.
+            StudyStopped: the server ends the study early.
+            RefusedError, ServerLostError: as above.
+        """
+    def finalize(self) -> None:
+        """Say that all was sent, and wait until the server has every step complete in memory."""
+    def steps(self, field_name: str) -> int | None:
+        """Time steps of a field that were sent or skipped; None for an unknown field."""
+
+def take_log() -> list[tuple[int, str]]:
+    """The lines logged by Rust threads since the last call: (level of Python's logging, text)."""

@@ -5,10 +5,12 @@
 mod arrays;
 mod batch;
 mod buffer;
+mod client;
 mod errors;
+mod log_bridge;
 mod wait;
 
-use pyo3::prelude::*;
+use pyo3::prelude::pymodule;
 
 #[pymodule]
 mod _melissa {
@@ -16,6 +18,18 @@ mod _melissa {
     use super::batch::{PyBatch, PyPrefetcher};
     #[pymodule_export]
     use super::buffer::{PyBuffer, PySample};
+    #[pymodule_export]
+    use super::client::PyClient;
+    #[pymodule_export]
+    use super::log_bridge::take_log;
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::log_bridge::install();
+        Ok(())
+    }
+
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python knows")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
