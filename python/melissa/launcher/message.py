@@ -47,6 +47,7 @@ class Message:
     known: ClassVar[dict[str, type[Message]]] = {}
 
     def __init_subclass__(cls) -> None:
+        """Make the message known to `decode`."""
         Message.known[cls.__name__] = cls
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Register(Message):
 
 @dataclass(frozen=True)
 class SubmitClient(Message):
-    """The server asks for a client: `script` is the path of a shell script, `environment` adds to the job's."""
+    """The server asks for a client: `script` is a shell script's path, `environment` adds to the job's."""
 
     simulation_id: int
     attempt: int
@@ -98,9 +99,10 @@ class Progress(Message):
     """How far the study is.
 
     Keys of `values`: ``simulations_planned``, ``_running``, ``_finished``, ``_failed``, ``_resubmitted``;
-    ``samples_received``, ``samples_trained``, ``samples_expected`` and ``batches``, ``batches_expected`` (-1 where
-    not known); ``samples_per_second``, ``batches_per_second``; ``population``, ``capacity``, ``watermark`` (samples);
-    ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses`` (tag -> value); ``phase``.
+    ``samples_received``, ``samples_trained``, ``samples_expected`` and ``batches``, ``batches_expected`` (-1
+    where not known); ``samples_per_second``, ``batches_per_second``; ``population``, ``capacity``,
+    ``watermark`` (samples); ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses``
+    (tag -> value); ``phase``.
     """
 
     values: dict[str, Any]
@@ -127,8 +129,8 @@ class Finished(Message):
 class JobUpdate(Message):
     """A client's job has changed its state.
 
-    `exit_code` (minus the signal for a killed job) and `error`, the last lines of its stderr or why it could not be
-    started, come with jobs that have ended.
+    `exit_code` (minus the signal for a killed job) and `error`, the last lines of its stderr or why it
+    could not be started, come with jobs that have ended.
     """
 
     job_id: str
@@ -170,8 +172,8 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
 def decode(data: bytes | str | Mapping[str, Any]) -> Message:
     """Make the message that `data` holds; it is JSON text or the dictionary that came off a `Channel`.
 
-    Keys that a message does not have are left out, so that a newer peer may say more. `ProtocolError` says which
-    field is wrong, what came and what was expected.
+    Keys that a message does not have are left out, so that a newer peer may say more. `ProtocolError` says
+    which field is wrong, what came and what was expected.
     """
     if isinstance(data, bytes | str):
         try:
@@ -184,7 +186,8 @@ def decode(data: bytes | str | Mapping[str, Any]) -> Message:
     kind = Message.known.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ProtocolError(
-            f"unknown message {name!r:.200} between launcher and server; known: {', '.join(sorted(Message.known))}"
+            f"unknown message {name!r:.200} between launcher and server; "
+            f"known: {', '.join(sorted(Message.known))}"
         )
     values = {}
     for entry in fields(kind):

@@ -47,8 +47,8 @@ class JobRequest:
 class Job:
     """A submitted job; its scheduler's `poll` keeps the state up to date.
 
-    `exit_code` is the status of an ended job, or minus the number of the signal that ended it; `error` the last
-    lines of its stderr, or why it could not be started.
+    `exit_code` is the status of an ended job, or minus the number of the signal that ended it; `error` the
+    last lines of its stderr, or why it could not be started.
     """
 
     request: JobRequest

@@ -1,7 +1,7 @@
 """The control channel between launcher and server: JSON frames over TCP, between two that know the study key.
 
-A frame is a length (4 bytes, big-endian) and that many bytes of one JSON object. Before anything else is accepted
-both sides prove the key, the listening one first::
+A frame is a length (4 bytes, big-endian) and that many bytes of one JSON object. Before anything else is
+accepted both sides prove the key, the listening one first::
 
     connecting                                              listening
     Hello {protocol, software, role, epoch, nonce}   ->
@@ -9,9 +9,10 @@ both sides prove the key, the listening one first::
     Proof {proof}                                    ->
                                                      <-     Accepted {} | Refused {code, message}
 
-A proof is an HMAC-SHA256 over the side that proves, protocol, role, epoch and both nonces, so that neither side's proof
-serves for the other or for another connection. Frames of peers that have not proved the key are small, few
-and have to come soon; nobody waits for such a peer, because the listener serves all of them from one poll.
+A proof is an HMAC-SHA256 over the side that proves, protocol, role, epoch and both nonces, so that neither
+side's proof serves for the other or for another connection. Frames of peers that have not proved the key
+are small, few and have to come soon; nobody waits for such a peer, because the listener serves all of them
+from one poll.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class ChannelClosed(MelissaError, ConnectionError):
 def _encode_frame(message: Mapping[str, Any]) -> bytes:
     payload = json.dumps(message).encode()
     if len(payload) > FRAME_LIMIT:
-        raise ValueError(f"a message of {len(payload)} bytes cannot be sent: {FRAME_LIMIT} bytes are the limit")
+        raise ValueError(f"a message of {len(payload)} bytes is too long: {FRAME_LIMIT} bytes are the limit")
     return _LENGTH.pack(len(payload)) + payload
 
 
@@ -102,11 +103,12 @@ def _wait(connection: socket.socket, events: int, deadline: float | None) -> boo
 class Channel:
     """One authenticated connection; made by `connect` and by `Listener.accept`.
 
-    `send` and `post` may be called by several threads at once, each frame stays whole. `role` is what the connecting
-    side said it was, `peer` its address.
+    `send` and `post` may be called by several threads at once, each frame stays whole. `role` is what the
+    connecting side said it was, `peer` its address.
     """
 
     def __init__(self, connection: socket.socket, peer: str, role: str, received: bytes = b"") -> None:
+        """Take over a connection whose handshake is done; `received` came right after that."""
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -119,12 +121,13 @@ class Channel:
         self._sending = threading.RLock()
 
     def __repr__(self) -> str:
+        """Name the peer."""
         return f"<Channel with the {self.role} at {self.peer}>"
 
     def fileno(self) -> int:
         """The socket's descriptor, for a selector; -1 once closed.
 
-        Call `recv(0)` until it returns None when the descriptor is readable: a read may bring several messages.
+        When it is readable, call `recv(0)` until that returns None: one read may bring several messages.
         """
         return self._connection.fileno()
 
@@ -206,7 +209,7 @@ class Channel:
         except OSError as error:
             raise self._fail(f"the connection to {self.peer} is lost: {error.strerror}") from None
         if not data:
-            cut = f" in the middle of a message ({len(self._received)} bytes of it came)" if self._received else ""
+            cut = f" in the middle of a message, after {len(self._received)} bytes" if self._received else ""
             raise self._fail(f"{self.peer} has closed the connection{cut}")
         self._received += data
         return True
@@ -236,7 +239,8 @@ class _Transcript:
     listening_nonce: str
 
     def proof(self, key: bytes, side: str) -> str:
-        text = json.dumps([side, PROTOCOL, self.role, self.epoch, self.connecting_nonce, self.listening_nonce])
+        nonces = (self.connecting_nonce, self.listening_nonce)
+        text = json.dumps([side, PROTOCOL, self.role, self.epoch, *nonces])
         return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
     def is_proved(self, key: bytes, side: str, proof: object) -> bool:
@@ -265,7 +269,7 @@ class _Pending:
     transcript: _Transcript | None = None
 
     def reply(self, message: Mapping[str, Any]) -> None:
-        """Send a frame of the handshake: the kernel takes that little at once, or the peer is not a well-behaved one."""
+        """Send a frame of the handshake: the kernel takes that little at once, or the peer behaves badly."""
         frame = _encode_frame(message)
         if self.connection.send(frame) != len(frame):
             raise ProtocolError("it does not read")
@@ -278,6 +282,7 @@ class Listener:
     """
 
     def __init__(self, host: str, key: bytes, epoch: int) -> None:
+        """Listen from now on; the kernel chooses the port."""
         self._key = key
         self._epoch = epoch
         self._socket = socket.create_server((host, 0), backlog=128)
@@ -290,9 +295,11 @@ class Listener:
         """``host:port`` of this listener."""
 
     def __enter__(self) -> Listener:
+        """Return the listener itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the listener."""
         self.close()
 
     def fileno(self) -> int:
@@ -301,11 +308,11 @@ class Listener:
 
     @property
     def deadline(self) -> float | None:
-        """When (monotonic) `accept(0)` should be called at the latest, to end a handshake that takes too long."""
+        """When (monotonic) `accept(0)` is due at the latest, to end a handshake that takes too long."""
         return min((pending.deadline for pending in self._pending.values()), default=None)
 
     def accept(self, timeout: float | None = None) -> Channel | None:
-        """Go on with all handshakes; return the first channel that is ready, None after `timeout` seconds without one.
+        """Go on with all handshakes; return the first channel that is ready, or None after `timeout` seconds.
 
         Refused peers are logged and never raise. The channel may hold messages already: `recv(0)` before its
         descriptor is waited for.
@@ -341,7 +348,8 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                # Out of descriptors, say. The connection stays in the backlog; the pause keeps this from spinning.
+                # Out of descriptors, say. The connection stays in the backlog; the pause keeps this from
+                # spinning.
                 logger.warning(f"cannot accept a connection on the control channel: {error.strerror}")
                 time.sleep(0.05)
                 return
@@ -374,7 +382,7 @@ class Listener:
         except ProtocolError as error:
             self._drop(pending, str(error))
         except OSError as error:
-            self._drop(pending, error.strerror)
+            self._drop(pending, str(error.strerror))
         return None
 
     def _challenge(self, pending: _Pending, hello: dict[str, Any]) -> None:
@@ -382,7 +390,8 @@ class Listener:
             raise ProtocolError(f"its first frame is {hello.get('kind')!r:.100}, Hello was expected")
         if hello.get("protocol") != PROTOCOL:
             raise _Refusal(
-                "protocol", f"protocol {hello.get('protocol')!r:.20} was offered, this study speaks protocol {PROTOCOL}"
+                "protocol",
+                f"it speaks protocol {hello.get('protocol')!r:.20}, this study protocol {PROTOCOL}",
             )
         role, epoch, nonce = (hello.get(name) for name in ("role", "epoch", "nonce"))
         if not (isinstance(role, str) and isinstance(epoch, int) and isinstance(nonce, str)):
@@ -427,10 +436,11 @@ class Listener:
 
 
 def connect(address: str, key: bytes, epoch: int, role: str, timeout: float = 30.0) -> Channel:
-    """Connect to the listener at `address` (``host:port``) as `role` ("server", ...).
+    """Connect to the listener at `address` (``host:port``) as `role`: "server", say.
 
-    `AuthenticationError` when either side does not have the study's key or is of another epoch, `ProtocolError` when
-    the other side is no such listener, `ChannelClosed` when it cannot be reached or does not answer within `timeout`.
+    `AuthenticationError` when either side does not have the study's key or is of another epoch,
+    `ProtocolError` when the other side is no such listener, `ChannelClosed` when it cannot be reached or
+    does not answer within `timeout`.
     """
     deadline = time.monotonic() + timeout
     host, _, port = address.rpartition(":")
@@ -458,7 +468,8 @@ def _prove(channel: Channel, key: bytes, epoch: int, role: str, deadline: float,
             raise ChannelClosed(f"{channel.peer} did not answer the handshake within {timeout:g} s")
         if message.get("kind") == "Refused":
             refusal = f"{channel.peer} refused the {role}: {message.get('message')}"
-            raise ProtocolError(refusal) if message.get("code") == "protocol" else AuthenticationError(refusal)
+            is_ours = message.get("code") in ("key", "epoch")
+            raise AuthenticationError(refusal) if is_ours else ProtocolError(refusal)
         return message
 
     nonce = secrets.token_hex(NONCE_SIZE)
@@ -476,4 +487,4 @@ def _prove(channel: Channel, key: bytes, epoch: int, role: str, deadline: float,
         )
     channel.send({"kind": "Proof", "proof": transcript.proof(key, "connecting")}, timeout)
     if answer().get("kind") != "Accepted":
-        raise ProtocolError(f"{channel.peer} is no control channel of a study: its last answer is not Accepted")
+        raise ProtocolError(f"{channel.peer} is no control channel of a study: it answers without Accepted")

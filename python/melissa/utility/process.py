@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import signal
 
-# Terminal control sequences (colours, cursor moves, titles) and other control characters but tab.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+__all__ = ["describe_exit", "last_lines"]
+
+# What a terminal would not show: control sequences (colours, moves, titles), control characters but tab.
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """Say how a process ended: `exit_code` is its status, minus the number of a signal, or None when not known."""
+    """Say how a process ended: `exit_code` is its status, minus a signal's number, or None when not known."""
     if exit_code is None:
         return "ended in a way that is not known"
     if exit_code >= 0:
@@ -19,14 +23,15 @@ def describe_exit(exit_code: int | None) -> str:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = "unknown"
-    hint = {"SIGKILL": ": by a user, a job limit or for want of memory"}.get(name, "")
-    return f"was ended by signal {-exit_code} ({name}{hint})"
+    hint = " by a user, a limit of the machine, or for want of memory" if name == "SIGKILL" else ""
+    return f"was killed by signal {-exit_code} ({name}){hint}"
 
 
 def last_lines(text: str, count: int) -> str:
     """Return the last `count` lines of what a program wrote, as a terminal would show them at the end.
 
-    Control sequences go, of a line that was overwritten (a progress bar) the last state stays, blank lines at the end go.
+    Control sequences go; of a line that was overwritten (a progress bar) the last state stays; blank lines
+    at the end go.
     """
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")[-count:]]
     return "\n".join(_CONTROL.sub("", line).rstrip() for line in lines)

@@ -1,0 +1,518 @@
+"""The launcher: starts the server, then the clients it asks for, watches all, and ends what is left.
+
+One thread, one loop: the scheduler's jobs, the channel to the server, connections, signals and clocks all
+meet in `Launcher._turn`. What the loop is about is the `Phase`.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import selectors
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from melissa.exceptions import ProtocolError
+from melissa.launcher import message
+from melissa.launcher.client_jobs import ClientJobs
+from melissa.launcher.server_job import server_request
+from melissa.launcher.signals import SignalWatch
+from melissa.launcher.study_folder import StudyFolder
+from melissa.launcher.summary import summary_table
+from melissa.launcher.view import View, make_view
+from melissa.launcher.wording import duration
+from melissa.scheduler.factory import make_scheduler
+from melissa.scheduler.job import Job, State
+from melissa.scheduler.scheduler import SchedulerError
+from melissa.utility.channel import Channel, ChannelClosed, Listener
+from melissa.utility.logger import ON_TERMINAL, configure_logger
+from melissa.utility.process import describe_exit, last_lines
+
+__all__ = ["Launcher"]
+
+logger = logging.getLogger("melissa")
+
+CONNECT_TIMEOUT = 300.0
+"""Seconds that a started server has for connecting to the launcher."""
+REGISTER_TIMEOUT = 1800.0
+"""Seconds that a connected server has for registering: it imports and constructs the user's class then."""
+FIRST_REMINDER = 30.0
+"""Seconds after which the launcher says that it still waits for the server; then ever less often."""
+PING_PERIOD = 2.0
+STOP_TIMEOUT = 5.0
+"""Seconds that a server which was asked to stop, or has failed, has for ending by itself."""
+FINISH_TIMEOUT = 60.0
+"""Seconds between the server's last message and the end of its process."""
+END_GRACE = 1.0
+END_TIMEOUT = 5.0
+_SERVER_STDERR_LINES = 60
+
+
+class Phase(enum.Enum):
+    """What the launcher is about."""
+
+    STARTING = "starting the server"
+    RUNNING = "running"
+    FINISHING = "finished, the server is ending"
+    STOPPING = "stopping"
+    """The server was asked to stop, or has said that it failed: it may end by itself."""
+    ENDING = "ending what is left"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the study has ended: the launcher's exit status, one line, and what belongs below that line.
+
+    `blames_server` says that the last lines of the server's stderr belong there.
+    """
+
+    status: int
+    reason: str
+    details: str = ""
+    blames_server: bool = False
+
+
+class Launcher:
+    """Runs one study.
+
+    Parameters
+    ----------
+    config_dict
+        The validated configuration, defaults merged.
+    config_path
+        Its file, which is copied into the output folder.
+    project_dir
+        Where relative paths of the configuration start.
+    output_dir
+        The folder of all results; made when absent.
+    overwrite
+        Replace the own files of an earlier study in `output_dir`.
+    console
+        Where the user looks; by default the terminal, errors on stderr.
+    terminal_verbosity
+        What of the log the terminal shows: 0 errors, 1 warnings, 2 progress, 3 everything.
+    """
+
+    def __init__(
+        self,
+        config_dict: dict[str, Any],
+        *,
+        config_path: Path,
+        project_dir: Path,
+        output_dir: Path,
+        overwrite: bool = False,
+        console: Console | None = None,
+        terminal_verbosity: int = 1,
+    ) -> None:
+        """Take the configuration; nothing is made or started before `run`."""
+        self._config = config_dict
+        self._config_path = config_path.absolute()
+        self._project_dir = project_dir.absolute()
+        self._folder = StudyFolder(output_dir.absolute())
+        self._overwrite = overwrite
+        self._console = console or Console()
+        self._errors = console or Console(stderr=True)
+        self._terminal_verbosity = terminal_verbosity
+        self._server_timeout = float(config_dict["launcher_config"]["server_timeout"])
+        self._keep_output = bool(config_dict["launcher_config"]["std_output"])
+
+        self._phase = Phase.STARTING
+        self._phase_deadline: tuple[float, Callable[[], None]] | None = None
+        self._ending: Ending | None = None
+        self._report: dict[str, Any] | None = None
+        self._channel: Channel | None = None
+        self._server_heard = 0.0
+        self._server_pinged = 0.0
+        self._next_reminder = FIRST_REMINDER
+        self._signals_seen = 0
+
+    def run(self) -> int:
+        """Run the study to its end; return the exit status: 0 when it has finished, 130 after Ctrl-C, else 1.
+
+        A study that is not even started raises `MelissaError`: another one lives in the output folder, say.
+        """
+        self._folder.open(self._config_path, overwrite=self._overwrite)
+        try:
+            configure_logger(
+                self._folder.log,
+                int(self._config["launcher_config"]["verbosity"]),
+                terminal=True,
+                terminal_verbosity=self._terminal_verbosity,
+            )
+            self._console.print(Text(f"output folder: {self._folder.path}"), soft_wrap=True)
+            logger.info(f"study {self._config_path}, output folder {self._folder.path}")
+            return self._run()
+        finally:
+            self._folder.close()
+
+    def _run(self) -> int:
+        """Run the study in its opened folder."""
+        started = time.monotonic()
+        self._view: View = make_view(self._console, self._config_path.name)
+        try:
+            self._supervise()
+        except SchedulerError as error:
+            self._conclude(1, str(error))
+        except OSError as error:
+            self._conclude(1, f"the launcher cannot go on: {error}")
+            logger.exception("the launcher cannot go on", extra=ON_TERMINAL)
+        except BaseException as error:
+            self._conclude(1, f"the launcher failed with {type(error).__name__}: {error}")
+            logger.exception("the launcher failed", extra=ON_TERMINAL)
+            raise
+        finally:
+            self._view.close()
+            ending = self._ending or Ending(1, "the study ended for no known reason")
+            self._folder.conclude("finished" if ending.status == 0 else "failed", ending.reason)
+        self._show_end(ending, time.monotonic() - started)
+        return ending.status
+
+    # ---- start and end of everything
+    # -------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        """Start the server and turn the loop until all has ended."""
+        launcher_config = self._config["launcher_config"]
+        self._scheduler = make_scheduler(launcher_config)
+        self._poll_period = float(launcher_config["timer_delay"])
+        key = self._folder.create_key()
+        with (
+            SignalWatch() as self._signals,
+            Listener(self._scheduler.launcher_host(), key, self._folder.epoch) as self._listener,
+            selectors.DefaultSelector() as self._selector,
+        ):
+            try:
+                self._scheduler.start(keep_open=[self._folder.lock])
+                self._start_server()
+                while self._phase is not Phase.ENDED:
+                    self._turn()
+            finally:
+                self._scheduler.close(END_GRACE if self._signals_seen < 2 else 0.0)
+                if self._channel is not None:
+                    self._channel.close()
+
+    def _start_server(self) -> None:
+        environment = {
+            "MELISSA_LAUNCHER_ADDRESS": self._listener.address,
+            "MELISSA_KEY_FILE": str(self._folder.key),
+            "MELISSA_STUDY_EPOCH": str(self._folder.epoch),
+            "MELISSA_OUTPUT_DIR": str(self._folder.path),
+            "MELISSA_PROJECT_DIR": str(self._project_dir),
+        }
+        self._clients = ClientJobs(
+            self._scheduler,
+            self._folder,
+            environment,
+            limit=int(self._config["launcher_config"]["job_limit"]) - 1,
+            keep_output=self._keep_output,
+        )
+        request = server_request(
+            self._folder,
+            environment | {"MELISSA_RESTART": str(self._folder.epoch - 1)},
+            config_path=self._config_path,
+            project_dir=self._project_dir,
+            preprocessing_commands=self._config.get("server_config", {}).get("preprocessing_commands", []),
+            keep_output=self._keep_output,
+        )
+        self._server = self._scheduler.submit(request)
+        self._next_poll = time.monotonic()
+        logger.info(f"server submitted, the launcher listens at {self._listener.address}")
+        for source in (self._signals, self._listener):
+            self._selector.register(source, selectors.EVENT_READ)
+        if (jobs := self._scheduler.fileno()) is not None:
+            self._selector.register(jobs, selectors.EVENT_READ)
+        self._enter(Phase.STARTING)
+
+    def _enter(
+        self, phase: Phase, timeout: float | None = None, on_timeout: Callable[[], None] | None = None
+    ) -> None:
+        """Go over to `phase`; `on_timeout` is called when it is still on after `timeout` seconds."""
+        self._phase = phase
+        self._phase_deadline = None
+        if timeout is not None and on_timeout is not None:
+            self._phase_deadline = time.monotonic() + timeout, on_timeout
+        logger.debug(f"the launcher is {phase.value}")
+        if phase is not Phase.ENDED:
+            self._view.enter(phase.value)
+
+    def _conclude(self, status: int, reason: str, details: str = "", *, blames_server: bool = False) -> None:
+        """Write down why the study ends; the first reason is the one that counts."""
+        if self._ending is None:
+            self._ending = Ending(status, reason, details, blames_server)
+            if status != 0:
+                logger.error(f"{reason}\n{details}".rstrip(), extra=ON_TERMINAL)
+
+    def _end_jobs(self, grace: float = END_GRACE) -> None:
+        """End every job that is left; the loop ends when they are gone."""
+        self._clients.cancel_all(grace)
+        if self._server.is_alive:
+            self._scheduler.cancel([self._server], grace)
+        self._enter(Phase.ENDING, grace + END_TIMEOUT, lambda: self._enter(Phase.ENDED))
+        self._end_if_all_gone()
+
+    def _end_if_all_gone(self) -> None:
+        if self._phase is Phase.ENDING and not self._server.is_alive and not self._clients.alive:
+            self._enter(Phase.ENDED)
+
+    # ---- the loop
+    # --------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Wait for whatever comes next, and deal with it."""
+        now = time.monotonic()
+        wakes = [self._view.next_refresh, self._next_ping]
+        if self._phase_deadline is not None:
+            wakes.append(self._phase_deadline[0])
+        if (deadline := self._listener.deadline) is not None:
+            wakes.append(deadline)
+        if self._channel is not None:
+            wakes.append(self._server_heard + 2 * self._server_timeout)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._channel.unsent else 0)
+            self._selector.modify(self._channel, events)
+        if self._scheduler.fileno() is None:
+            wakes.append(self._next_poll)
+        self._selector.select(max(0.0, min(wakes) - now))
+
+        for number in self._signals.received():
+            self._on_signal(number.name, 128 + number)
+        self._poll_jobs()
+        self._accept()
+        self._hear_server()
+        self._look_at_clocks()
+
+    @property
+    def _next_ping(self) -> float:
+        return self._server_pinged + min(PING_PERIOD, self._server_timeout / 4)
+
+    def _look_at_clocks(self) -> None:
+        now = time.monotonic()
+        if self._channel is not None and now >= self._next_ping:
+            self._server_pinged = now
+            self._tell_server(message.Ping())
+        if (
+            self._channel is not None
+            and self._phase in (Phase.STARTING, Phase.RUNNING)
+            and now - self._server_heard > 2 * self._server_timeout
+        ):
+            self._server_died(
+                f"nothing has come from the server for {now - self._server_heard:.0f} s, more than twice the "
+                f"server_timeout ({self._server_timeout:g} s)"
+            )
+        if self._phase is Phase.STARTING and self._view.elapsed >= self._next_reminder:
+            self._next_reminder *= 2
+            waited = duration(self._view.elapsed)
+            logger.warning(f"still waiting for the server after {waited}: {self._server_standing()}")
+        if self._phase_deadline is not None and now >= self._phase_deadline[0]:
+            on_timeout = self._phase_deadline[1]
+            self._phase_deadline = None
+            on_timeout()
+        self._view.refresh()
+
+    def _on_signal(self, name: str, status: int) -> None:
+        self._signals_seen += 1
+        logger.info(f"{name} came")
+        if self._signals_seen > 1:
+            self._conclude(status, f"interrupted by {name}")
+            self._end_jobs(grace=0.0)
+            return
+        if self._phase in (Phase.STARTING, Phase.RUNNING) and self._ending is None:
+            self._conclude(status, f"interrupted by {name}")
+            if self._channel is not None:
+                self._tell_server(message.Stop(f"the launcher got {name}"))
+                self._clients.stop_submitting()
+                self._enter(Phase.STOPPING, STOP_TIMEOUT, self._end_jobs)
+                return
+        self._end_jobs()
+
+    # ---- jobs
+    # ------------------------------------------------------------------------------------------------
+
+    def _poll_jobs(self) -> None:
+        if self._scheduler.fileno() is None:
+            if time.monotonic() < self._next_poll:
+                return
+            self._next_poll = time.monotonic() + self._poll_period
+        for job in self._scheduler.poll([self._server, *self._clients.alive]):
+            if job is self._server:
+                self._on_server_job(job)
+            else:
+                update = self._clients.update(job)
+                if self._phase is not Phase.ENDING:
+                    self._tell_server(update)
+        self._end_if_all_gone()
+
+    def _on_server_job(self, job: Job) -> None:
+        if job.is_alive:
+            logger.info(f"the server's job is {job.state.name.lower()}, process {job.pid}")
+            if job.state is State.RUNNING and self._phase is Phase.STARTING and self._channel is None:
+                self._enter(Phase.STARTING, CONNECT_TIMEOUT, self._server_never_registered)
+            return
+        how = "could not be started" if job.state is State.ERROR else describe_exit(job.exit_code)
+        logger.info(f"the server {how}")
+        # Its last words may still be on their way: the end of the channel follows the end of the process.
+        self._hear_server(until=time.monotonic() + 1.0)
+        if self._phase is Phase.FINISHING:
+            if job.exit_code != 0:
+                logger.warning(f"the study has finished, but the server's process {how} after that")
+            self._end_jobs()
+        elif self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._server_died(f"the server {how}")
+        elif self._phase is Phase.STOPPING:
+            self._end_jobs()
+
+    # ---- the server
+    # ------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        channel = self._listener.accept(0)
+        if channel is None:
+            return
+        if channel.role != "server" or self._channel is not None:
+            logger.warning(f"{channel.peer} came as {channel.role!r:.40}: one server alone is expected")
+            channel.close()
+            return
+        logger.info(f"the server has connected from {channel.peer}")
+        self._channel = channel
+        self._server_heard = time.monotonic()
+        self._selector.register(channel, selectors.EVENT_READ)
+        if self._phase is Phase.STARTING:
+            self._enter(Phase.STARTING, REGISTER_TIMEOUT, self._server_never_registered)
+
+    def _hear_server(self, until: float | None = None) -> None:
+        """Take the messages that are there; with `until` (monotonic), wait for the channel's end until then."""
+        while self._channel is not None:
+            try:
+                self._channel.flush()
+                received = self._channel.recv(0 if until is None else max(0.0, until - time.monotonic()))
+                if received is None:
+                    return
+                self._server_heard = time.monotonic()
+                self._take(message.decode(received))
+            except ChannelClosed as error:
+                self._lose_channel(str(error))
+            except ProtocolError as error:
+                self._lose_channel(str(error))
+                self._server_died(str(error))
+
+    def _tell_server(self, what: message.Message) -> None:
+        if self._channel is not None:
+            try:
+                self._channel.post(what.to_dict())
+            except ChannelClosed as error:
+                self._lose_channel(str(error))
+
+    def _lose_channel(self, reason: str) -> None:
+        assert self._channel is not None
+        logger.info(f"the channel to the server is closed: {reason}")
+        self._selector.unregister(self._channel)
+        self._channel.close()
+        self._channel = None
+        if self._phase in (Phase.STARTING, Phase.RUNNING) and self._server.is_alive:
+            # A server that dies closes its channel first; how its process ended says more.
+            lost = f"the server has left the launcher ({reason}), but its process goes on"
+            self._enter(self._phase, STOP_TIMEOUT, lambda: self._server_died(lost))
+
+    def _take(self, received: message.Message) -> None:
+        match received:
+            case message.Ping():
+                pass
+            case message.Progress(values):
+                self._view.report(values)
+            case message.Register(addresses, pid, nb_ranks):
+                self._register(addresses, pid, nb_ranks)
+            case message.SubmitClient():
+                if self._phase is Phase.STARTING:
+                    raise ProtocolError("the server asked for a client before it had registered")
+                if self._phase is Phase.RUNNING:
+                    self._clients.ask(received)
+            case message.CancelClient():
+                if (update := self._clients.cancel(received)) is not None:
+                    self._tell_server(update)
+            case message.Failure(kind, text, traceback):
+                self._conclude(1, f"the server failed with {kind}: {text}", traceback)
+                self._let_server_end()
+            case message.Finished(status, report):
+                self._finish(status, report)
+            case _:
+                raise ProtocolError(f"the server sent {type(received).__name__}, which only a launcher sends")
+
+    def _register(self, addresses: list[str], pid: int, nb_ranks: int) -> None:
+        if not addresses:
+            raise ProtocolError("the server registered without an address for clients")
+        logger.info(f"the server has registered: process {pid}, ranks: {nb_ranks}, at {', '.join(addresses)}")
+        self._clients.tell_servers(addresses)
+        if self._phase is Phase.STARTING:
+            self._enter(Phase.RUNNING)
+
+    def _finish(self, status: int, report: dict[str, Any]) -> None:
+        self._report = report
+        if status != 0:
+            self._conclude(1, f"the server ended the study with status {status}")
+        if self._ending is not None:
+            self._let_server_end()
+            return
+        self._conclude(0, "finished")
+        logger.info("the server has finished the study")
+        self._clients.stop_submitting()
+        self._enter(Phase.FINISHING, FINISH_TIMEOUT, self._server_does_not_end)
+
+    def _let_server_end(self) -> None:
+        """Wait a little for a server that is ending by itself."""
+        self._clients.stop_submitting()
+        if self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._enter(Phase.STOPPING, STOP_TIMEOUT, self._end_jobs)
+
+    def _server_standing(self) -> str:
+        """Say how far a server is that has not registered yet."""
+        if self._server.state is State.WAITING:
+            return "its job waits for its start"
+        if self._channel is None:
+            return f"its process {self._server.pid} runs, but has not connected to the launcher"
+        return "it has connected, and now imports and constructs the server class"
+
+    def _server_never_registered(self) -> None:
+        limit = duration(CONNECT_TIMEOUT if self._channel is None else REGISTER_TIMEOUT)
+        self._server_died(f"the server has not registered within {limit}: {self._server_standing()}")
+
+    def _server_does_not_end(self) -> None:
+        logger.warning(
+            f"the server has finished the study, but not ended within {FINISH_TIMEOUT:g} s: it is ended now"
+        )
+        self._end_jobs()
+
+    def _server_died(self, reason: str) -> None:
+        """End the study, for its server is dead or as good as that."""
+        self._conclude(1, reason, self._server_stderr(), blames_server=True)
+        self._end_jobs()
+
+    def _server_stderr(self) -> str:
+        return last_lines(self._server.error, _SERVER_STDERR_LINES)
+
+    # ---- what the user sees at the end
+    # -----------------------------------------------------------------------
+
+    def _show_end(self, ending: Ending, seconds: float) -> None:
+        if self._report is not None:
+            self._console.print(summary_table(self._report, f"study {self._config_path.name}"))
+        if ending.status == 0:
+            logger.info(f"the study has finished after {duration(seconds)}")
+            return
+        self._errors.print(Text(f"error: {ending.reason}", "bold red"), soft_wrap=True)
+        # A server that hung was ended only after the reason had been written down: its last lines came then.
+        details = ending.details or (self._server_stderr() if ending.blames_server else "")
+        if details:
+            self._errors.print(Text(details), soft_wrap=True)
+        self._errors.print(Text(self._where_to_look()), soft_wrap=True)
+
+    def _where_to_look(self) -> str:
+        logs = [self._folder.log, self._folder.path / "melissa_server_0.log"]
+        if self._keep_output:
+            logs.append(self._folder.stdout / "server.err")
+        return "More is in: " + ", ".join(str(log) for log in logs if log.exists())

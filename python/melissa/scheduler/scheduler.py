@@ -1,0 +1,53 @@
+"""What every scheduler can do. Each one is a file beside this one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from melissa.exceptions import FatalError
+from melissa.scheduler.job import Job, JobRequest
+
+
+class SchedulerError(FatalError):
+    """The scheduler itself cannot go on; a job that fails is none."""
+
+
+class Scheduler(ABC):
+    """Starts jobs, tells how they are, ends them. One thread calls its methods; they do not wait for jobs."""
+
+    name: ClassVar[str]
+    """How `launcher_config.scheduler` calls it."""
+
+    @abstractmethod
+    def start(self, keep_open: Sequence[int] = ()) -> None:
+        """Make ready for jobs.
+
+        `keep_open` are descriptors that a process which looks after the jobs is to hold for as long as
+        there are any: the lock on the output folder.
+        """
+
+    @abstractmethod
+    def launcher_host(self) -> str:
+        """Return the address of this machine at which its jobs reach the launcher."""
+
+    @abstractmethod
+    def submit(self, request: JobRequest) -> Job:
+        """Submit a job. That it cannot be started is no exception: its state becomes ERROR."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that is readable when `poll` has news, or None: poll every `timer_delay` seconds."""
+        return None
+
+    @abstractmethod
+    def poll(self, jobs: Iterable[Job]) -> list[Job]:
+        """Bring the states of `jobs` up to date; return those that changed. `SchedulerError` if it cannot."""
+
+    @abstractmethod
+    def cancel(self, jobs: Iterable[Job], grace: float) -> None:
+        """Ask for the end of `jobs`: SIGTERM, SIGKILL `grace` seconds later; `poll` tells when they end."""
+
+    @abstractmethod
+    def close(self, grace: float) -> None:
+        """End every job that is left, `grace` as in `cancel`; return when they are gone."""
