@@ -1,7 +1,7 @@
 """The Rust extension: training buffer, batches, reception and client."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -226,3 +226,89 @@ class Client:
 
 def take_log() -> list[tuple[int, str]]:
     """The lines logged by Rust threads since the last call: (level of Python's logging, text)."""
+
+@final
+class SimulationState:
+    """What the receiving side knows of one simulation at the moment of asking."""
+
+    @property
+    def simulation_id(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def draw(self) -> int: ...
+    @property
+    def status(self) -> str:
+        """planned, connected, running, disconnected, silent, finished or dropped."""
+    @property
+    def steps_complete(self) -> int:
+        """Complete time steps of this draw, in all attempts together."""
+    @property
+    def host(self) -> str: ...
+    @property
+    def error(self) -> str:
+        """What went wrong last; empty when nothing did."""
+
+@final
+class Receiver:
+    """Receives the time steps of a study into a training buffer, in a thread of its own.
+
+    It listens on a port of ``host`` that the kernel chooses, from construction on. ``data_type`` is the dtype in
+    which floating-point fields are wanted: "float32", "float64" or "as_sent". ``simulation_timeout`` is the silence
+    in seconds after which a connected simulation is reported as silent.
+
+    Raises:
+        UnsupportedConfiguration, ValueError: a setting that makes no sense.
+        OSError: the host cannot be listened at.
+    """
+
+    def __new__(
+        cls,
+        buffer: Buffer,
+        *,
+        key: bytes,
+        study_epoch: int,
+        field_names: Sequence[str],
+        nb_parameters: int,
+        nb_time_steps: int | None,
+        planned: int,
+        data_type: str = "float32",
+        host: str = "127.0.0.1",
+        advertise: str | None = None,
+        rank: int = 0,
+        nb_ranks: int = 1,
+        simulation_timeout: float | None = 400.0,
+        receive_buffer_size: int = 262144,
+    ) -> Receiver: ...
+    @property
+    def address(self) -> str:
+        """host:port for clients."""
+    @property
+    def reception_over(self) -> bool: ...
+    def register(self, simulation_id: int, attempt: int, draw: int, parameters: Sequence[float]) -> None:
+        """Announce an attempt (from 1) at a simulation and its parameters, before its job is submitted."""
+    def finish(self, simulation_id: int, reason: str) -> None:
+        """Give a simulation up for good: "client_failed" or "stopped_early"."""
+    def abandon_attempt(self, simulation_id: int) -> None:
+        """The attempt is dead: close its connections, forget what is incomplete."""
+    def changes(self, timeout: float) -> list[SimulationState]:
+        """States that changed since the last call, one per simulation; empty after ``timeout`` seconds.
+
+        Raises:
+            ReceptionError: reception failed as a whole."""
+    def mark_trained(self, what: Batch | Sequence[Sample]) -> None:
+        """Note in the ledger that a training step on these samples has returned."""
+    def counters(self) -> dict[str, Any]:
+        """Figures: samples_received, bytes_received, bytes_discarded, connections, handshakes_pending,
+        connections_accepted, connections_refused, duplicates_refused, room_wait_s, samples_waiting,
+        expected_samples (-1: not known yet), simulations_finished, simulations_dropped."""
+    def stop(self) -> None:
+        """Stop early: clients are told to stop, and what they still send is discarded and counted."""
+    def ledger(self, final_reason: str | None = None) -> dict[str, int]:
+        """The sums: declared, complete, trained, dropped_client_failed, dropped_stopped_early, dropped_untrained,
+        duplicates_refused. ``final_reason`` ("untrained" or "stopped_early") closes the ledger: steps whose end is open
+        are dropped for that reason."""
+    def refusals(self) -> list[str]:
+        """Texts of what was refused since the last call."""
+    def close(self) -> None:
+        """End the receiving thread."""
