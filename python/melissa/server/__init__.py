@@ -1,0 +1,1 @@
+"""The server: receives time steps, keeps them in a training buffer, trains."""

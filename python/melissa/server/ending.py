@@ -1,0 +1,63 @@
+"""How a study comes to an end before its data do: something failed, or somebody asked it to stop."""
+
+from __future__ import annotations
+
+import threading
+
+__all__ = ["StudyEnding", "StudyInterrupted"]
+
+
+class StudyInterrupted(BaseException):
+    """The study was asked to stop while user code ran that has no end of its own to wait for.
+
+    No `Exception`, like `KeyboardInterrupt`: a user's ``except Exception`` is not to catch it.
+    """
+
+
+class StudyEnding:
+    """What the threads of a server rank tell each other about an early end.
+
+    The first failure and the first stop count. The training thread looks at it between two batches and in
+    every wait.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._stop_reason: str | None = None
+        self._stop_status = 0
+
+    def fail(self, error: BaseException) -> None:
+        """End the study with `error`, which `check` raises in the training thread."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+
+    def stop(self, reason: str, status: int = 0) -> bool:
+        """End the study early, in order, with the exit status `status`; False if asked for before."""
+        with self._lock:
+            if self._stop_reason is not None:
+                return False
+            self._stop_reason, self._stop_status = reason, status
+            return True
+
+    @property
+    def error(self) -> BaseException | None:
+        """What failed."""
+        return self._error
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the study is to stop; None while it is not."""
+        return self._stop_reason
+
+    @property
+    def stop_status(self) -> int:
+        """Exit status of a server that was stopped."""
+        return self._stop_status
+
+    def check(self) -> bool:
+        """Raise what failed; otherwise say whether the study is to stop."""
+        if self._error is not None:
+            raise self._error
+        return self._stop_reason is not None

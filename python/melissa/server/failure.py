@@ -1,0 +1,72 @@
+"""Telling of a failure: in the log, and to the launcher, which shows it on the user's terminal."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from melissa.launcher.message import Failure
+from melissa.server.link import LauncherLink
+from melissa.utility.channel import ChannelClosed
+
+__all__ = ["report_failure", "user_traceback"]
+
+logger = logging.getLogger("melissa")
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback of `error` in which the user's own frames stand out: this package's are left out.
+
+    An error that is not under any frame of the user's, or of a library that the user called, keeps all of
+    them.
+    """
+    return "".join(_format(error, shown=set()))
+
+
+def _format(error: BaseException, shown: set[int]) -> list[str]:
+    shown.add(id(error))
+    lines: list[str] = []
+    before = error.__cause__ if error.__cause__ is not None else error.__context__
+    if before is not None and id(before) not in shown and (error.__cause__ or not error.__suppress_context__):
+        lines += _format(before, shown)
+        by_intent = error.__cause__ is not None
+        lines.append("\nThe direct cause of:\n\n" if by_intent else "\nWhile that was handled:\n\n")
+    frames = _frames(error.__traceback__)
+    users = [frame for frame in frames if not _is_ours(frame)]
+    if users or frames:
+        lines.append("Traceback (most recent call last):\n")
+        lines += traceback.format_list(users or frames)
+    lines += traceback.format_exception_only(error)
+    return lines
+
+
+def _frames(trace: TracebackType | None) -> traceback.StackSummary:
+    return traceback.extract_tb(trace)
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    name = frame.filename
+    return name.startswith("<frozen ") or Path(name).is_relative_to(_PACKAGE)
+
+
+def report_failure(error: BaseException, link: LauncherLink | None) -> None:
+    """Log `error` with its traceback and tell the launcher; a second call for the same study does nothing.
+
+    Never raises: a launcher that is gone cannot be told.
+    """
+    if link is not None and link.failure_told:
+        return
+    text = user_traceback(error)
+    logger.error(f"the server fails: {type(error).__name__}: {error}\n{text}")
+    logger.debug("the complete traceback", exc_info=error)
+    if link is None:
+        return
+    link.failure_told = True
+    try:
+        link.send(Failure(type(error).__name__, str(error), text))
+    except ChannelClosed as closed:
+        logger.warning(f"the launcher could not be told of the failure: {closed}")

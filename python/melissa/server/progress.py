@@ -1,0 +1,80 @@
+"""How far training is: written by the training thread, read by the control thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+__all__ = ["StudyProgress"]
+
+
+class StudyProgress:
+    """Counters of one server rank's training, and the last losses.
+
+    `phase` is one of "starting", "waiting for the watermark", "training", "draining", "finishing".
+    """
+
+    NB_LOSSES = 16  # a study that logs a loss per region, say, is not to flood the terminal
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._losses: dict[str, float] = {}
+        self._training_started: float | None = None
+        self._training_ended: float | None = None
+        self.started = time.monotonic()
+        self.phase = "starting"
+        self.batches = 0
+        self.samples_delivered = 0
+        self.batches_expected: int | None = None
+        self.trainer_wait_s = 0.0
+        self.watermark = 0
+
+    def training_begins(self) -> None:
+        """Start the clock of training: the watermark is reached."""
+        self.phase = "training"
+        self._training_started = time.monotonic()
+
+    def training_ends(self) -> None:
+        """Stop the clock of training."""
+        self.phase = "finishing"
+        if self._training_started is not None:
+            self._training_ended = time.monotonic()
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training, from the watermark to the end, or to now."""
+        if self._training_started is None:
+            return 0.0
+        return (self._training_ended or time.monotonic()) - self._training_started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the server was constructed."""
+        return time.monotonic() - self.started
+
+    def delivered(self, nb_samples: int) -> None:
+        """Count one batch that was trained."""
+        with self._lock:
+            self.batches += 1
+            self.samples_delivered += nb_samples
+
+    def scalar(self, tag: str, value: float) -> None:
+        """Take note of a logged scalar: those whose tag says "loss" are shown."""
+        if "loss" not in tag.lower():
+            return
+        with self._lock:
+            if tag in self._losses or len(self._losses) < self.NB_LOSSES:
+                self._losses[tag] = value
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the counters and losses of one moment."""
+        with self._lock:
+            return {
+                "phase": self.phase,
+                "batches": self.batches,
+                "samples_delivered": self.samples_delivered,
+                "batches_expected": -1 if self.batches_expected is None else self.batches_expected,
+                "trainer_wait_s": self.trainer_wait_s,
+                "losses": dict(self._losses),
+            }

@@ -1,0 +1,128 @@
+"""The report of a study: what became of every simulation and every time step."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from melissa.exceptions import FatalError
+from melissa.server.simulation import SimulationStatus
+
+if TYPE_CHECKING:
+    from melissa.server.control import StudyControl
+    from melissa.server.progress import StudyProgress
+
+__all__ = ["StudyReport"]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """The content of ``study_report.json``: `content` has its form (see docs of the report, design §7)."""
+
+    content: dict[str, Any]
+    training_seconds: float
+
+    @classmethod
+    def of_study(
+        cls,
+        *,
+        planned: int,
+        control: StudyControl,
+        ledger: dict[str, int],
+        counters: dict[str, float],
+        progress: StudyProgress,
+        rank: int,
+    ) -> StudyReport:
+        """Put the figures of a study of one rank together, once its ledger is closed."""
+        training_seconds = progress.training_seconds
+        samples = progress.samples_delivered
+        figures = {
+            "ledger": {
+                "declared": ledger["declared"],
+                "trained": ledger["trained"],
+                "dropped": {
+                    "client_failed": ledger["dropped_client_failed"],
+                    "stopped_early": ledger["dropped_stopped_early"],
+                    "untrained": ledger["dropped_untrained"],
+                },
+                "duplicates_refused": ledger["duplicates_refused"],
+            },
+            "batches": progress.batches,
+            "samples_received": int(counters["samples_received"]),
+            "samples_delivered": samples,
+            "samples_per_second": round(samples / training_seconds, 3) if training_seconds > 0 else 0.0,
+            "waits": {
+                "trainer_for_data_s": round(progress.trainer_wait_s, 3),
+                "receiver_for_room_s": round(counters.get("room_wait_s", 0.0), 3),
+            },
+            "seconds": round(progress.seconds, 3),
+        }
+        simulations = {
+            "planned": planned,
+            "finished": control.count(SimulationStatus.FINISHED),
+            "failed": control.count(SimulationStatus.DROPPED),
+            "resubmitted": control.nb_resubmitted,
+        }
+        return cls(
+            {"simulations": simulations, **figures, "ranks": [{"rank": rank, **figures}]}, training_seconds
+        )
+
+    def check(self) -> None:
+        """Check that every declared time step is trained or dropped; else `FatalError` has the figures."""
+        for place, figures in [
+            ("the study", self.content),
+            *((f"rank {r['rank']}", r) for r in self.content["ranks"]),
+        ]:
+            ledger = figures["ledger"]
+            accounted = ledger["trained"] + sum(ledger["dropped"].values())
+            if ledger["declared"] != accounted:
+                raise FatalError(
+                    f"the ledger of {place} does not balance: {ledger['declared']} time steps were "
+                    "declared, but "
+                    f"{ledger['trained']} trained and {ledger['dropped']} dropped make {accounted}. This is "
+                    "a fault of "
+                    "melissa: please report it with study_report.json and the server's log"
+                )
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON; `OSError` when that cannot be."""
+        unfinished = path.with_suffix(".json.new")
+        unfinished.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+
+    def table(self) -> list[str]:
+        """Return the report as the lines of a table."""
+        content = self.content
+        simulations, ledger = content["simulations"], content["ledger"]
+        dropped = ledger["dropped"]
+        rows = [
+            ("simulations planned", simulations["planned"]),
+            ("  finished", simulations["finished"]),
+            ("  given up", simulations["failed"]),
+            ("  resubmitted", simulations["resubmitted"]),
+            ("time steps declared", ledger["declared"]),
+            ("  trained", ledger["trained"]),
+            ("  dropped, client failed", dropped["client_failed"]),
+            ("  dropped, stopped early", dropped["stopped_early"]),
+            ("  dropped, untrained", dropped["untrained"]),
+            ("duplicates refused", ledger["duplicates_refused"]),
+            ("samples received", content["samples_received"]),
+            ("samples delivered", content["samples_delivered"]),
+            ("batches", content["batches"]),
+            ("samples per second", f"{content['samples_per_second']:.1f}"),
+            ("seconds", f"{content['seconds']:.1f}"),
+        ]
+        width = max(len(str(value)) for _, value in rows)
+        return [f"{name:<26} {value:>{width}}" for name, value in rows]
+
+    def waits(self) -> str:
+        """Say which share of the time since the watermark training and receiver waited for each other."""
+        waits, seconds = self.content["waits"], max(self.training_seconds, 1e-9)
+        return (
+            f"the trainer waited for data {100 * waits['trainer_for_data_s'] / seconds:.1f} % of its time "
+            "since the "
+            f"watermark; the receiver for room {100 * waits['receiver_for_room_s'] / seconds:.1f} %"
+        )

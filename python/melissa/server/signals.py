@@ -1,0 +1,66 @@
+"""SIGINT and SIGTERM: the first ends the study in order, the second at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+
+from melissa.server.ending import StudyEnding, StudyInterrupted
+
+__all__ = ["SignalWatch"]
+
+logger = logging.getLogger("melissa")
+
+
+class SignalWatch:
+    """Turns SIGINT and SIGTERM into a stop of the study; to be made in the main thread.
+
+    A thread reads the descriptor that the interpreter writes signals to, so that a signal counts even while
+    the main thread is inside a long call of C. While `interrupts` is true, in code that never looks at the
+    ending (imports, constructors), the main thread gets `StudyInterrupted` as well.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.interrupts = True
+        self._ending: StudyEnding | None = None
+        self._pending: int | None = None
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="melissa-signals", daemon=True).start()
+
+    def attach(self, ending: StudyEnding) -> None:
+        """Stop that study when a signal comes; one that came before counts."""
+        self._ending = ending
+        if self._pending is not None:
+            self._stop(self._pending)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupts:
+            raise StudyInterrupted(f"{signal.Signals(number).name} came")
+
+    def _watch(self) -> None:
+        while data := self._read.recv(64):
+            for number in data:
+                if number not in self.SIGNALS:
+                    continue
+                if self._pending is not None:
+                    logger.warning(f"a second signal, {signal.Signals(number).name}: the server ends at once")
+                    os._exit(128 + number)
+                self._pending = number
+                self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        logger.info(
+            f"{signal.Signals(number).name} came: the study stops; a second signal ends the server at once"
+        )
+        if self._ending is not None:
+            self._ending.stop(f"{signal.Signals(number).name} came", status=128 + number)
