@@ -1,0 +1,92 @@
+"""``melissa-server``: loads the user's class and runs its study. The launcher starts it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import melissa
+from melissa.exceptions import MelissaError
+from melissa.launcher.config import load_config
+from melissa.server.base_server import BaseServer
+from melissa.server.communicator import number_of_ranks
+from melissa.server.ending import StudyInterrupted
+from melissa.server.environment import StudyEnvironment
+from melissa.server.failure import report_failure
+from melissa.server.link import launcher_link
+from melissa.server.signals import SignalWatch
+from melissa.server.study_file import load_server_class
+from melissa.utility.logger import configure_logger
+
+__all__ = ["main"]
+
+logger = logging.getLogger("melissa")
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="melissa-server",
+        description="The server of a study. The launcher starts it: see melissa-launcher --help.",
+    )
+    parser.add_argument("--project_dir", help="folder at which relative paths of the configuration start")
+    parser.add_argument(
+        "--config_name", required=True, help="the configuration: a name in that folder, or a path"
+    )
+    parser.add_argument("--version", action="version", version=f"melissa-server {melissa.__version__}")
+    return parser.parse_args(arguments)
+
+
+def _rank() -> int:
+    """Return this process's rank; MPI is asked only where there are several."""
+    if number_of_ranks() == 1:
+        return 0
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.Get_rank())
+
+
+def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
+    config, _, _ = load_config(options.config_name, options.project_dir, output_dir=environment.output_dir)
+    logger.setLevel(_level(config["study_options"]["verbosity"]))
+    server_class = load_server_class(Path(config["server_filename"]), config["server_class"])
+    # A class's constructor takes the configuration; the page's other argument has a default.
+    return server_class(config)
+
+
+def _level(verbosity: int) -> int:
+    return (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)[max(0, min(verbosity, 3))]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a server; return its exit status."""
+    options = _arguments(arguments)
+    try:
+        environment = StudyEnvironment.read()
+    except MelissaError as error:
+        print(f"melissa-server: {error}", file=sys.stderr)
+        return 1
+    signals = SignalWatch()
+    configure_logger(environment.output_dir / f"melissa_server_{_rank()}.log", 3, terminal=True)
+    link = None
+    try:
+        link = launcher_link()
+        os.chdir(environment.output_dir)
+        server = _make_server(options, environment)
+        signals.attach(server._ending)
+        signals.interrupts = False
+        server.start()
+    except StudyInterrupted as interruption:
+        logger.info(f"Server finalizing before it started: {interruption}")
+        return 143
+    except BaseException as error:
+        # SystemExit of the user's code as well: a server that leaves without a word would hang the study.
+        report_failure(error, link)
+        return 1
+    return server._ending.stop_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

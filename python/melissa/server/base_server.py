@@ -1,0 +1,263 @@
+"""What every server has, whether it trains or not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from melissa.exceptions import ConfigurationFileError, FatalError
+from melissa.launcher.message import Message, decode
+from melissa.server.client_script import ClientScripts
+from melissa.server.communicator import make_communicator
+from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
+from melissa.server.defaults import merge_defaults
+from melissa.server.ending import StudyEnding
+from melissa.server.environment import StudyEnvironment
+from melissa.server.failure import report_failure
+from melissa.server.link import LauncherLink, launcher_link
+from melissa.server.parameter_registry import ParameterRegistry
+from melissa.server.parameters import make_parameter_sampler
+from melissa.server.progress import StudyProgress
+from melissa.server.simulation import PartialSimulationData, Simulation
+
+__all__ = ["BaseServer"]
+
+logger = logging.getLogger("melissa")
+
+
+class BaseServer(ABC):
+    """Base of all servers.
+
+    Parameters
+    ----------
+    config_dict
+        The study's configuration. Defaults of absent keys are put into it; the server keeps this very
+        dictionary.
+    checkpoint_file
+        Name of the file of a server's own state, for servers that write one.
+
+    Attributes
+    ----------
+    comm, rank, comm_size
+        The communicator of the server's ranks, this rank, and the number of ranks.
+    client_comm_size
+        Number of MPI ranks of a client.
+    config_dict, study_options
+        The configuration, and its section of that name; ``config`` is the first one's name of 2023.
+    nb_parameters
+        Drawn inputs per simulation.
+    nb_time_steps
+        Time steps that each simulation sends; 0 until the first simulation has shown it, if the configuration
+        does not say.
+    nb_groups, finished_groups
+        Number of simulations, and the ids of those that have finished sending.
+    no_fault_tolerance
+        Whether a failed client ends the study.
+    verbose_level
+        ``study_options.verbosity``.
+
+    Raises
+    ------
+    ConfigurationFileError
+        A section that every server needs is missing.
+    """
+
+    def __init__(self, config_dict: dict[str, Any], checkpoint_file: str = "checkpoint.pkl") -> None:
+        # No super().__init__(): study code joins a server with mix-ins and calls each one's constructor by
+        # name.
+        for section in ("study_options", "client_config"):
+            if not isinstance(config_dict.get(section), dict):
+                raise ConfigurationFileError(
+                    f'the configuration has no "{section}": every server needs that object'
+                )
+        merge_defaults(config_dict)
+        self.config_dict = config_dict
+        self.config = config_dict
+        self.checkpoint_file = checkpoint_file
+        self.study_options: dict[str, Any] = config_dict["study_options"]
+        launcher_config = config_dict["launcher_config"]
+
+        self._ending = StudyEnding()
+        self._progress = StudyProgress()
+        self._registry = ParameterRegistry()
+        self._link: LauncherLink | None = launcher_link()
+        self._control: StudyControl | None = None
+
+        self.comm = make_communicator(check=self._check_ending)
+        self.rank = self.comm.rank
+        self.comm_size = self.comm.size
+        self.client_comm_size = 1
+        self.nb_parameters: int = self.study_options["nb_parameters"]
+        self.nb_time_steps: int = self.study_options["nb_time_steps"] or 0
+        self.nb_simulations: int = self.study_options["parameter_sweep_size"]
+        self.nb_groups = self.nb_simulations // self.study_options["group_size"]
+        self.finished_groups: set[int] = set()
+        self.verbose_level: int = self.study_options["verbosity"]
+        self.no_fault_tolerance = not launcher_config["fault_tolerance"]
+        self._job_limit: int = launcher_config["job_limit"]
+        self._is_receiving = False
+        self._parameter_sampler: Any = None
+
+    # Parameters.
+
+    def set_parameter_sampler(self, sampler_t: Any, **kwargs: Any) -> None:
+        """Choose how parameters are drawn.
+
+        Parameters
+        ----------
+        sampler_t
+            A `melissa.server.parameters.ParameterSamplerType`, or a class.
+        **kwargs
+            What the sampler is constructed with; ``nb_params``, ``nb_sims`` and ``seed`` come from the
+            configuration unless they are given.
+        """
+        defaults = {
+            "nb_params": self.nb_parameters,
+            "nb_sims": self.nb_simulations,
+            "seed": self.study_options["seed"],
+        }
+        self._parameter_sampler = make_parameter_sampler(sampler_t, **(defaults | kwargs))
+
+    def draw_parameters(self) -> list[Any]:
+        """Return the parameters of one more client: a flat list, in the order of the solver's command line.
+
+        Called in the control thread, once per simulation in the order of ids, and once more for a simulation
+        that is given fresh parameters. A study that draws in its own way overrides it. `FatalError` when no
+        sampler was set.
+        """
+        return list(self._draw_from_sampler().words)
+
+    def _draw(self) -> Draw:
+        """Draw one client's parameters, by the study's own `draw_parameters` if it has one."""
+        if type(self).draw_parameters is not BaseServer.draw_parameters:
+            drawn = list(self.draw_parameters())
+            return Draw(drawn, drawn)
+        return self._draw_from_sampler()
+
+    def _draw_from_sampler(self) -> Draw:
+        if self._parameter_sampler is None:
+            raise FatalError(self._no_sampler())
+        drawn = self._parameter_sampler.draw()
+        return Draw(drawn, self._parameter_sampler.process_drawn(drawn))
+
+    def _no_sampler(self) -> str:
+        return (
+            f"{type(self).__name__} has no way to draw parameters: call self.set_parameter_sampler(...) in "
+            "__init__, "
+            "for instance with ParameterSamplerType.RANDOM_UNIFORM, l_bounds and u_bounds; or override "
+            "draw_parameters"
+        )
+
+    # The launcher, as study code of 2023 addresses it.
+
+    @property
+    def launcherfd(self) -> LauncherLink | None:
+        """The link to the launcher; None where no launcher has started this process."""
+        return self._link
+
+    def encode_msg(self, message: Message) -> bytes:
+        """Return the bytes of a message, for ``launcherfd.send``."""
+        return message.encode()
+
+    def decode_msg(self, data: bytes) -> list[Message]:
+        """Return the messages in `data`."""
+        return [decode(data)]
+
+    # The parts that run a study.
+
+    def _check_ending(self) -> None:
+        self._ending.check()
+
+    def _needed_link(self) -> LauncherLink:
+        if self._link is None:
+            StudyEnvironment.read()  # says which variable is missing
+            raise FatalError("this server has no link to a launcher")
+        return self._link
+
+    def _report_failure(self, error: BaseException) -> None:
+        report_failure(error, self._link)
+
+    def _plan(self) -> StudyPlan:
+        """Collect what the configuration says about running simulations."""
+        server_timeout = self.config_dict["launcher_config"]["server_timeout"]
+        return StudyPlan(
+            nb_simulations=self.nb_simulations,
+            nb_parameters=self.nb_parameters,
+            nb_time_steps=self.nb_time_steps or None,
+            jobs_at_once=max(1, self._job_limit - 1),
+            fault_tolerance=not self.no_fault_tolerance,
+            ignore_client_death=self.config_dict["ignore_client_death"],
+            crashes_before_redraw=self.study_options["crashes_before_redraw"],
+            simulation_timeout=self.study_options["simulation_timeout"],
+            launcher_timeout=2 * server_timeout,
+            remove_client_scripts=self.study_options["remove_client_scripts"],
+        )
+
+    def _start_control(
+        self, receiver: Any, *, population: Callable[[], int], capacity: int, listeners: Listeners
+    ) -> StudyControl:
+        """Start the control thread: from now on clients are asked for."""
+        client_config = self.config_dict["client_config"]
+        scripts = ClientScripts(
+            Path(os.getcwd()),
+            client_config["executable_command"],
+            client_config["command_default_args"],
+            client_config["preprocessing_commands"],
+        )
+        self._control = StudyControl(
+            self._plan(),
+            draw=self._draw,
+            scripts=scripts,
+            receiver=receiver,
+            link=self._needed_link(),
+            registry=self._registry,
+            progress=self._progress,
+            ending=self._ending,
+            report_failure=self._report_failure,
+            listeners=listeners,
+            population=population,
+            capacity=capacity,
+        )
+        self._control.start()
+        return self._control
+
+    def _simulation_finished(self, simulation: Simulation) -> None:
+        """Take note of a simulation that has sent everything; called in the control thread."""
+        self.finished_groups.add(simulation.simulation_id)
+        if self.nb_time_steps == 0:
+            self.nb_time_steps = simulation.steps_complete
+            logger.info(
+                f"simulations send {self.nb_time_steps} time steps each, as the first one to end shows"
+            )
+
+    # What a kind of server does.
+
+    @abstractmethod
+    def _check_group_size(self) -> None:
+        """Check if the group size was correctly set."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Run the study, from the first client to the report."""
+
+    @abstractmethod
+    def _server_online(self) -> None:
+        """Receive data, and act on them."""
+
+    @abstractmethod
+    def _server_finalize(self, exit_: int = 0) -> None:
+        """End the study with the status `exit_`."""
+
+    @abstractmethod
+    def _receive(self) -> None:
+        """Start reception."""
+
+    @abstractmethod
+    def _process_partial_data_reception(
+        self, simulation: Simulation, simulation_data: PartialSimulationData
+    ) -> None:
+        """Act on a part of a sample."""

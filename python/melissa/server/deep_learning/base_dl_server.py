@@ -1,0 +1,819 @@
+"""The server that trains: `DeepMelissaServer`, agnostic of frameworks."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from melissa._melissa import Batch, Receiver
+from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration, WaitTimeout
+from melissa.launcher.message import Finished, Register
+from melissa.launcher.schema import buffer_kind
+from melissa.server.base_server import BaseServer
+from melissa.server.communicator import number_of_ranks
+from melissa.server.control import Listeners
+from melissa.server.deep_learning.accounting import TrainedAccounting
+from melissa.server.deep_learning.collate import collate
+from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
+from melissa.server.deep_learning.expectations import expect
+from melissa.server.deep_learning.frameworks import FrameworkType
+from melissa.server.deep_learning.hooks import (
+    check_hooks,
+    choose_lane,
+    is_overridden,
+    sample_checks,
+    train_takes_model,
+)
+from melissa.server.deep_learning.lanes import BatchSource, FastLane, SampleChecks, ViewLane
+from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
+from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
+from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
+from melissa.server.deep_learning.tensorboard import TensorboardLogger, convert_tb_logs_to_df, make_tb_logger
+from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
+from melissa.server.ending import StudyInterrupted
+from melissa.server.environment import StudyEnvironment
+from melissa.server.link import Pinger
+from melissa.server.report import StudyReport
+from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
+
+__all__ = [
+    "DeepMelissaServer",
+    "ExperimentalMonitoringMixin",
+    "TrainingError",
+    "TrainingWorkflowMixin",
+    "UnsupportedConfiguration",
+    "rank_zero_only",
+]
+
+logger = logging.getLogger("melissa")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def rank_zero_only(function: F) -> F:
+    """Function that can be used as a decorator to enable a function/method being called only on rank 0.
+
+    Inspired by pytorch_lightning. On other ranks the call returns None. A method's rank is that of its
+    object; a function's that of the server process.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        rank = getattr(args[0], "rank", None) if args else None
+        if not isinstance(rank, int):
+            rank = _process_rank()
+        return function(*args, **kwargs) if rank == 0 else None
+
+    return cast(F, wrapper)
+
+
+def _process_rank() -> int:
+    if number_of_ranks() == 1:
+        return 0
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.Get_rank())
+
+
+class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflowMixin):
+    """Trains a model on what simulations send, while they run.
+
+    It manages data buffering, logging and the configuration of training. A study's class derives from it (or
+    from `TorchServer`) and defines the hooks of `TrainingWorkflowMixin`, `prepare_training_attributes`, and
+    one of
+
+    - ``process_simulation_batch(batch, config_dict)``, optional, the fast lane: gets whole batches as arrays
+      that the extension has gathered (`melissa._melissa.Batch`), and returns what `training_step` gets;
+    - ``process_simulation_data(data, config_dict)``, the view lane: gets one `SimulationData`; what it
+      returns per sample is put together to a batch.
+
+    Where a class has both, the predefined loop uses the first.
+
+    Parameters
+    ----------
+    config_dict
+        A dictionary containing configuration settings; defaults of absent keys are put into it.
+
+    Attributes
+    ----------
+    dl_config : dict
+        Deep-learning-specific configuration: the section of that name.
+    batch_size : int
+        The size of batches used for training.
+    per_server_watermark : int
+        Samples that this rank's buffer must hold before training starts.
+    buffer_size : int
+        Samples that this rank's buffer holds at most.
+    pseudo_epochs : int
+        Times that a FIRO buffer delivers each sample, to replicate epoch-based training online.
+    current_sample_count : int
+        Number of samples received so far.
+    nb_expected_batches : int or None
+        Number of expected batches; fixed for FIFO and FIRO, None where it is not known.
+    nb_batches_update : int
+        Batches between two validations and between two logged rates.
+    checkpoint_interval : int
+        Batches between two checkpoints; `nb_batches_update` unless the configuration says otherwise.
+    setup_slurm_ddp : bool
+        Whether ranks of data-parallel training come from Slurm's environment.
+    batch_offset : int
+        Batches that were trained before this start of the server.
+
+    Values that are assigned after ``super().__init__`` (batch_size, buffer_size, per_server_watermark, ...)
+    hold: the buffer, the dataset and the logger are made later, when the server comes online.
+    """
+
+    def __init__(self, config_dict: dict[str, Any]) -> None:
+        BaseServer.__init__(self, config_dict)
+        if not isinstance(config_dict.get("dl_config"), dict):
+            raise ConfigurationFileError(
+                f'the configuration has no "dl_config": {type(self).__name__} trains, so it needs '
+                "batch_size and buffer_size"
+            )
+        self.dl_config: dict[str, Any] = config_dict["dl_config"]
+        missing = [name for name in ("batch_size", "buffer_size") if self.dl_config.get(name) is None]
+        if missing:
+            raise ConfigurationFileError(
+                f"dl_config has no {' and no '.join(missing)}: a server that trains needs them"
+            )
+        self._framework_t = FrameworkType.DEFAULT
+        self.batch_size: int = self.dl_config["batch_size"]
+        self.buffer_size: int = self.dl_config["buffer_size"]
+        self.per_server_watermark: int = self.dl_config["per_server_watermark"] or 0
+        self.pseudo_epochs: int = self.dl_config["pseudo_epochs"]
+        self.nb_batches_update: int = self.dl_config["nb_batches_update"]
+        self.checkpoint_interval: int = self.dl_config["checkpoint_interval"]
+        self.setup_slurm_ddp: bool = self.dl_config["setup_slurm_ddp"]
+        self.nb_expected_batches: int | None = None
+        self.nb_expected_time_steps = self.nb_time_steps
+        self.batch_offset = 0
+        self._model: Any = None
+        self._optimizer: Any = None
+        self.__buffer: BaseQueue | None = None
+        self.__dataset: MelissaIterableDataset | None = None
+        self._valid_dataloader: Iterable[Any] | None = None
+        self._tb_logger: TensorboardLogger | None = None
+        self._receiver: Receiver | None = None
+        self._wait = PolledWait(self._ending, self._describe_study)
+        self._checks: SampleChecks | None = None
+        self._has_batch = True
+        self.__pinger: Pinger | None = None
+        self.__start_pinger_thread()
+
+    # What study code reads and sets.
+
+    @property
+    def model(self) -> Any:
+        """The model to be trained."""
+        return self._model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = model
+
+    @property
+    def optimizer(self) -> Any:
+        """The training optimizer."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def buffer(self) -> BaseQueue:
+        """The training buffer; it is there from the moment on that the server is online.
+
+        `TrainingError` before that. A buffer that is set before is used as it is.
+        """
+        if self.__buffer is None:
+            raise TrainingError(
+                "there is no training buffer yet: it is made when the server comes online, after the model"
+            )
+        return self.__buffer
+
+    @buffer.setter
+    def buffer(self, buffer: BaseQueue) -> None:
+        if not isinstance(buffer, BaseQueue):
+            raise TypeError(
+                f"a training buffer must be a BaseQueue (see make_buffer), not {type(buffer).__name__}"
+            )
+        if self._receiver is not None:
+            raise TrainingError("the buffer cannot be changed while data are received into it")
+        self.__buffer = buffer
+
+    @property
+    def dataset(self) -> MelissaIterableDataset:
+        """The buffer as a dataset; it is there from the moment on that the server is online."""
+        if self.__dataset is None:
+            raise TrainingError(
+                "there is no dataset yet: it is made when the server comes online, after the model"
+            )
+        return self.__dataset
+
+    @dataset.setter
+    def dataset(self, dataset: MelissaIterableDataset) -> None:
+        self.__dataset = dataset
+
+    @property
+    def valid_dataloader(self) -> Iterable[Any] | None:
+        """Batches for validation, any iterable that can be iterated repeatedly; None for no validation."""
+        return self._valid_dataloader
+
+    @valid_dataloader.setter
+    def valid_dataloader(self, dataloader: Iterable[Any] | None) -> None:
+        self._valid_dataloader = dataloader
+
+    @property
+    def tb_logger(self) -> TensorboardLogger:
+        """The logger for TensorBoard; it is made at the first use."""
+        if self._tb_logger is None:
+            self._tb_logger = make_tb_logger(
+                self._framework_t,
+                self.rank,
+                disable=not self.dl_config["tensorboard"],
+                debug=self.verbose_level >= 3,
+            )
+            self._tb_logger.on_scalar = self._progress.scalar
+        return self._tb_logger
+
+    @property
+    def current_sample_count(self) -> int:
+        """Number of samples that this rank has received so far."""
+        return 0 if self._receiver is None else int(self._receiver.counters()["samples_received"])
+
+    @property
+    def num_server_proc(self) -> int:
+        """Number of server ranks, by its name of 2023."""
+        return self.comm_size
+
+    @property
+    def n_batches_update(self) -> int:
+        """`nb_batches_update`, by its name of 2023."""
+        return self.nb_batches_update
+
+    @n_batches_update.setter
+    def n_batches_update(self, nb_batches: int) -> None:
+        self.nb_batches_update = nb_batches
+
+    # From the first client to the report.
+
+    def start(self) -> None:
+        """The main entrypoint for the server events.
+
+        Raises what failed, after it was logged and the launcher was told.
+        """
+        try:
+            try:
+                self._prepare()
+                self._server_online()
+            except StudyInterrupted as interruption:
+                self._ending.stop(str(interruption))
+            self._server_finalize(self._ending.stop_status)
+        except BaseException as error:
+            self._report_failure(error)
+            self._server_finalize(1)
+            raise
+
+    def _prepare(self) -> None:
+        """Do all that can fail before a client is asked for."""
+        self._needed_link()
+        check_hooks(type(self))
+        if not is_overridden(type(self), "train"):
+            choose_lane(type(self), self._has_default_batch)
+        self._check_group_size()
+        if self._parameter_sampler is None and not is_overridden(type(self), "draw_parameters"):
+            raise TrainingError(self._no_sampler())
+        self._expectations()
+        if self.setup_slurm_ddp:
+            self._setup_environment_slurm()
+        else:
+            self.setup_environment()
+        self.tb_logger  # noqa: B018  # made here: set_model and its like may log
+        self._make_model()
+
+    def _make_model(self) -> None:
+        if is_overridden(type(self), "prepare_training_attributes"):
+            attributes = self.prepare_training_attributes()
+            if not isinstance(attributes, tuple | list) or len(attributes) != 2:
+                raise TrainingError(
+                    f"{type(self).__name__}.prepare_training_attributes must return (model, optimizer), but "
+                    "returned "
+                    f"{attributes!r:.200}"
+                )
+            self._model, self._optimizer = attributes
+        elif is_overridden(type(self), "set_model"):
+            cast(Any, self).set_model()
+
+    def setup_environment(self) -> None:
+        """Set up what the framework needs before the model is made: nothing here."""
+
+    def _check_group_size(self) -> None:
+        """Checks if the group size was correctly set; `UnsupportedConfiguration` otherwise."""
+        group_size = self.study_options["group_size"]
+        if group_size != 1:
+            raise UnsupportedConfiguration(
+                f"study_options.group_size is {group_size}: deep learning needs groups of 1 simulation"
+            )
+
+    def _server_online(self) -> None:
+        """Initiates data collection, and directs the custom methods for acting on collected data."""
+        self.__set_expected_batches_samples_watermark()
+        self.__configure_data_collection()
+        self._receive()
+        self._on_train_start()
+        if self.__check_water_mark():
+            self._progress.training_begins()
+            self._run_train()
+            self._progress.training_ends()
+            self._on_train_end()
+
+    def _run_train(self) -> None:
+        """Call the predefined or the user's own `train`, in the form of its generation."""
+        if train_takes_model(type(self)):
+            cast(Any, self).train(self._model)
+        else:
+            self.train()
+
+    def _server_finalize(self, exit_: int = 0) -> None:
+        """Finalizes the server operations.
+
+        Parameters
+        ----------
+        exit_
+            The exit status code indicating the outcome of the server's operations. Defaults to 0, which
+            signifies a successful termination.
+        """
+        self._progress.training_ends()
+        if exit_ == 1:
+            self._finalize_after_failure()
+        else:
+            self._finalize_in_order(exit_)
+        self.__stop_pinger_thread()
+        logger.info(f"Server finalizing with status {exit_}")
+
+    def _finalize_in_order(self, exit_: int) -> None:
+        report: dict[str, Any] = {}
+        if self._receiver is not None and self._control is not None:
+            if not self._receiver.reception_over:
+                self._ending.stop("training has ended before all simulations have")
+            self._control.finish()
+            study_report = self._close_ledger(
+                "untrained" if self._ending.stop_reason is None else "stopped_early"
+            )
+            study_report.check()
+            report = study_report.content
+        self._close_logs()
+        self._needed_link().send(Finished(exit_, report))
+        self._close_reception()
+
+    def _finalize_after_failure(self) -> None:
+        """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
+        steps: list[Callable[[], Any]] = []
+        if self._receiver is not None:
+            steps = [self._receiver.stop, lambda: self._close_ledger("stopped_early")]
+        if self._control is not None:
+            steps.insert(0, self._control.leave)
+        for step in [*steps, self._close_logs, self._close_reception]:
+            try:
+                step()
+            except Exception:
+                logger.warning("while the server ended after its failure:", exc_info=True)
+
+    def _close_ledger(self, final_reason: str) -> StudyReport:
+        """Close the ledger, write the report and log its table."""
+        assert self._receiver is not None
+        assert self._control is not None
+        report = StudyReport.of_study(
+            planned=self.nb_simulations,
+            control=self._control,
+            ledger=self._receiver.ledger(final_reason),
+            counters=self._receiver.counters(),
+            progress=self._progress,
+            rank=self.rank,
+        )
+        for line in report.table():
+            logger.info(line)
+        logger.info(report.waits())
+        report.write(Path(os.getcwd()) / "study_report.json")
+        return report
+
+    def _close_logs(self) -> None:
+        if self._tb_logger is None:
+            return
+        if self._receiver is not None and self.__buffer is not None:
+            self._monitor_reception(self._receiver.counters())
+        self._tb_logger.close()
+        if self.dl_config["convert_log_to_df"] and not self._tb_logger.disable:
+            convert_tb_logs_to_df(self.rank)
+
+    def _close_reception(self) -> None:
+        if self._receiver is not None:
+            self._receiver.close()
+        self._is_receiving = False
+
+    # Pings.
+
+    def __start_pinger_thread(self) -> None:
+        """Starts the pinger thread and set the flag."""
+        self._is_pinging = self._link is not None and self.rank == 0
+        if self._is_pinging and self.__pinger is None:
+            period = min(2.0, self.config_dict["launcher_config"]["server_timeout"] / 4)
+            self.__pinger = Pinger(self._needed_link(), period)
+            self.__pinger.start(self.__loop_pings)
+
+    def __loop_pings(self) -> None:
+        """Maintains communication with the launcher.
+
+        It ensures that the launcher does not assume the server has become unresponsive.
+        """
+        if self.__pinger is not None:
+            self.__pinger.loop()
+
+    def __stop_pinger_thread(self) -> None:
+        """Stops the pinger thread and unsets the flag."""
+        self._is_pinging = False
+        if self.__pinger is not None:
+            self.__pinger.stop()
+
+    # Reception.
+
+    def _buffer_t(self) -> BufferType:
+        return BufferType[buffer_kind(self.dl_config["buffer"])]
+
+    def _expectations(self) -> Any:
+        kind = self._buffer_t() if self.__buffer is None else self.__buffer.kind
+        return expect(
+            kind,
+            nb_simulations=self.nb_simulations,
+            nb_time_steps=self.nb_time_steps,
+            nb_ranks=self.comm_size,
+            batch_size=self.batch_size,
+            buffer_size=self.buffer_size if self.__buffer is None else self.__buffer.maxsize,
+            watermark=self.per_server_watermark if self.__buffer is None else self.__buffer.watermark,
+            pseudo_epochs=self.pseudo_epochs if self.__buffer is None else self.__buffer.pseudo_epochs,
+            drop_last=self._drop_last,
+        )
+
+    @property
+    def _drop_last(self) -> bool:
+        return bool(self.dl_config.get("drop_last", False))
+
+    def __set_expected_batches_samples_watermark(self) -> None:
+        """Computes and sets the expected samples and batches per server process."""
+        expectations = self._expectations()
+        self.nb_expected_batches = expectations.batches
+        self._progress.batches_expected = expectations.batches
+        self._progress.watermark = expectations.watermark
+
+    def __configure_data_collection(self) -> None:
+        """Instantiates the data collection i.e buffer, dataset, and dataloader.
+
+        Users must implement process_simulation_data, or process_simulation_batch. A class of 2023 does it in
+        its own ``configure_data_collection``; what that leaves out is made here.
+        """
+        if is_overridden(type(self), "configure_data_collection"):
+            cast(Any, self).configure_data_collection()
+            # The user's own buffer may differ from the configuration.
+            self.__set_expected_batches_samples_watermark()
+        if self.__buffer is None:
+            self.__buffer = self._make_buffer()
+        self.__buffer.join_study(self._registry, self.study_options["seed"] + self.rank)
+        if self.__dataset is None:
+            self.__dataset = make_dataset(
+                self._framework_t,
+                self.__buffer,
+                self.config_dict,
+                self.process_simulation_data,
+                self.tb_logger,
+            )
+
+    def _make_buffer(self) -> BaseQueue:
+        """Make the buffer that the configuration asks for."""
+        return make_buffer(
+            self.buffer_size,
+            self._buffer_t(),
+            self.per_server_watermark,
+            self.pseudo_epochs,
+            self.batch_size,
+            seed=self.study_options["seed"] + self.rank,
+            assembly_slots=default_assembly_slots(self.buffer_size, self._job_limit - 1),
+        )
+
+    def _receive(self) -> None:
+        """Handles data coming from the server object.
+
+        Data go from the sockets to the buffer in a thread of the extension; this starts it, and the control
+        thread that asks for clients.
+        """
+        environment = StudyEnvironment.read()
+        data_type = self.dl_config["data_type"]
+        self._receiver = Receiver(
+            self.buffer.native,
+            key=environment.key,
+            study_epoch=environment.study_epoch,
+            field_names=self.study_options["field_names"],
+            nb_parameters=self.nb_parameters,
+            nb_time_steps=self.nb_time_steps or None,
+            planned=self.nb_simulations,
+            data_type=data_type,
+            rank=self.rank,
+            nb_ranks=self.comm_size,
+            simulation_timeout=self.study_options["simulation_timeout"],
+        )
+        self._is_receiving = True
+        self._join_dataset()
+        logger.info(
+            f"{self.nb_simulations} simulations are planned; the {self.buffer.kind.name} buffer holds "
+            f"{self.buffer.maxsize} "
+            f"samples, its watermark is {self._progress.watermark}; fields are kept as {data_type}"
+        )
+        addresses = self.comm.allgather(self._receiver.address)
+        if self.rank == 0:
+            self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
+            self._start_control(
+                self._receiver,
+                population=lambda: len(self.buffer),
+                capacity=self.buffer.maxsize,
+                listeners=Listeners(
+                    simulation_finished=self._simulation_finished,
+                    reception_over=self.__signal_end_of_reception,
+                    tick=self._on_control_tick,
+                ),
+            )
+
+    def _join_dataset(self) -> None:
+        """Give the dataset the study's waits, accounting and checks."""
+        assert self._receiver is not None
+        accounting = TrainedAccounting(self._receiver, self._progress)
+        self._accounting = accounting
+        checks = sample_checks(type(self))
+        if checks:
+            self._checks = SampleChecks(
+                self._validate_data if "_validate_data" in checks else None,
+                self._process_partial_data_reception if "_process_partial_data_reception" in checks else None,
+                self._simulation,
+            )
+        if isinstance(self.__dataset, MelissaIterableDataset):
+            admit = None if self._checks is None else self._checks.admit
+            self.__dataset.join_study(self._wait, accounting, self.batch_size, admit)
+
+    def _simulation(self, simulation_id: int) -> Simulation:
+        known = {} if self._control is None else self._control.simulations
+        return known.get(simulation_id) or Simulation(simulation_id)
+
+    _has_described_memory = False
+
+    def _on_control_tick(self, counters: dict[str, float]) -> None:
+        """Called twice a second by the control thread."""
+        if not self._has_described_memory and self.buffer.native.bound:
+            self._has_described_memory = True
+            m = self.buffer.native.metrics()
+            logger.info(
+                f"the buffer takes {m['slab_bytes'] / 2**20:.1f} MiB: {m['slots']} slots "
+                f"({self.buffer.maxsize} for the "
+                f"population, {m['assembly_slots']} for samples in reception, {m['lent_slots']} for views) "
+                f"of {m['stride']} "
+                f"bytes{', on huge pages' if m['huge_pages'] else ''}"
+            )
+        self._monitor_reception(counters)
+
+    def _simulation_finished(self, simulation: Simulation) -> None:
+        is_first = self.nb_time_steps == 0
+        super()._simulation_finished(simulation)
+        if is_first:
+            # What the first simulation shows may be less than the watermark needs: reception's end lifts that
+            # then.
+            try:
+                self.__set_expected_batches_samples_watermark()
+            except UnsupportedConfiguration as problem:
+                logger.warning(f"{problem}; training starts when reception is over")
+
+    def __signal_end_of_reception(self) -> None:
+        """Unsets the reception when all data has been received.
+
+        MelissaIterableDataset stops the batch formation then: the buffer knows by itself: it drains, then its
+        samplers are told of the end.
+        """
+        self._is_receiving = False
+        logger.info(
+            f"reception is over: {self.current_sample_count} samples came, {len(self.buffer)} are in the "
+            "buffer"
+        )
+
+    def _process_partial_data_reception(
+        self, simulation: Simulation, simulation_data: PartialSimulationData
+    ) -> None:
+        """Partial data has to be assembled for DeepMelissaServer. Do not perform anything.
+
+        A class that overrides it gets every field of each sample before the sample is trained the first time.
+        """
+
+    def _validate_data(self, simulation_data: SimulationData) -> bool:
+        """Validates the simulation data.
+
+        A class that overrides it gets each sample once, before it is trained the first time; a sample for
+        which it returns False is not trained, and stands in the report as untrained. Samples pass one by one
+        through Python then.
+        """
+        return True
+
+    def _describe_study(self) -> str:
+        """Say in one line where data are, for who waits for them."""
+        population = 0 if self.__buffer is None else len(self.__buffer)
+        text = f"the buffer holds {population} samples, the watermark is {self._progress.watermark}"
+        return text if self._control is None else f"{text}; {self._control.describe()}"
+
+    def __check_water_mark(self) -> bool:
+        """Ensures there are sufficient samples to reach the per_server_watermark.
+
+        Waits for them, on every rank; False when the study is to stop.
+        """
+        self._progress.phase = "waiting for the watermark"
+        is_ready = False
+
+        def attempt(timeout: float) -> bool:
+            nonlocal is_ready
+            is_ready = is_ready or self.buffer.native.wait_ready(timeout)
+            if self.comm.any(not is_ready):
+                raise WaitTimeout("not every rank has reached its watermark")
+            return True
+
+        wait = PolledWait(self._ending, self._describe_study)
+        return wait.result_of(attempt) is not None
+
+    # Between ranks.
+
+    def other_processes_finished(self, batch_idx: int) -> bool:
+        """Checks if other server processes have finished emptying their buffers.
+
+        Every rank asks after it has fetched, or could not fetch, batch `batch_idx`.
+
+        Parameters
+        ----------
+        batch_idx
+            The current batch number being processed.
+
+        Returns
+        -------
+        Whether some rank could not fetch its batch: then all stop.
+        """
+        finished = self._synchronize_data_availability()
+        if finished:
+            logger.debug(f"training ends at batch {batch_idx}: a rank has no data left")
+        return finished
+
+    def _synchronize_data_availability(self) -> bool:
+        """Coordinates the dataset data availability status across all server processes.
+
+        Says whether at least one rank could not fetch its batch; then training stops on all ranks.
+        """
+        return self.comm.any(not self._has_batch)
+
+    # Checkpoints.
+
+    @abstractmethod
+    def checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
+        """The method called to initiate full tree checkpointing.
+
+        This is specific to torch or tensorflow server.
+        """
+
+    def _checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
+        """Checkpointing at specific interval. The interval defaults nb_batches_update."""
+        if self.checkpoint_interval > 0 and batch_idx % self.checkpoint_interval == 0:
+            self.checkpoint(batch_idx, path)
+
+    @abstractmethod
+    def _load_model_from_checkpoint(self) -> None:
+        """Library specific model loading function. This is specific to torch or tensorflow server."""
+
+    # What a study defines.
+
+    @abstractmethod
+    def process_simulation_data(self, data: SimulationData, config_dict: dict[str, Any]) -> Any:
+        """Transforms data while creating batches with MelissaIterableDataset.
+
+        See `SimulationData` for usage of attributes associated with the received data.
+
+        Parameters
+        ----------
+        data
+            The data message received from the simulation (pulled from the buffer).
+        config_dict
+            A dictionary containing configuration settings.
+
+        Returns
+        -------
+        Transformed data before creating a batch from it.
+        """
+
+    @abstractmethod
+    def prepare_training_attributes(self) -> tuple[Any, Any]:
+        """Required to configure server's self.model and self.optimizer attributes.
+
+        Returns
+        -------
+        model
+            Instantiated model object.
+        optimizer
+            Instantiated optimizer object.
+        """
+
+    @abstractmethod
+    def _setup_environment_slurm(self) -> None:
+        """Sets up the unique Distributed Data Parallel (DDP) environment using SLURM.
+
+        As per the recommendations from Jean-Zay's documentation:
+        http://www.idris.fr/eng/jean-zay/gpu/jean-zay-gpu-torch-multi-eng.html
+        """
+
+    # The predefined loops.
+
+    def _make_batch_source(self) -> BatchSource:
+        """Make the lane that the class's hooks ask for."""
+        lane = choose_lane(type(self), has_default_batch=self._has_default_batch)
+        logger.info(f"{'fast' if lane.is_fast else 'view'} lane: {lane.reason}")
+        return self._fast_lane() if lane.is_fast else self._view_lane()
+
+    def _fast_lane(self) -> BatchSource:
+        if is_overridden(type(self), "process_simulation_batch"):
+            process = cast(Any, self).process_simulation_batch
+
+            def transform(batch: Batch) -> Any:
+                return self._adopt_batch(process(batch, self.config_dict))
+        else:
+            transform = self._default_batch
+        return FastLane(self.buffer, self.batch_size, self._drop_last, transform, self._wait)
+
+    def _view_lane(self) -> BatchSource:
+        admit = None if self._checks is None else self._checks.admit
+        source = SampleSource(self.buffer, self.batch_size, self._wait, admit)
+        return ViewLane(
+            source,
+            self.batch_size,
+            self._drop_last,
+            lambda data: self.process_simulation_data(data, self.config_dict),
+            lambda samples: collate(samples, self._framework_t),
+        )
+
+    _has_default_batch = False
+
+    def _default_batch(self, batch: Batch) -> Any:
+        """Make of `batch` what the training step of a class without either hook gets."""
+        raise NotImplementedError
+
+    def _adopt_batch(self, batch: Any) -> Any:
+        """Give what `process_simulation_batch` has returned the form of the framework."""
+        return batch
+
+    def validation(self, batch_idx: int) -> None:
+        """Predefined validation loop agnostic of frameworks."""
+        if self._valid_dataloader is None:
+            return
+        self._on_validation_start(batch_idx)
+        for valid_batch_idx, batch in enumerate(self._valid_dataloader):
+            self._validation_step(batch, valid_batch_idx, batch_idx)
+        self._on_validation_end(batch_idx)
+
+    def _validation(self, batch_idx: int) -> None:
+        """Call `validation` if it is time to: on rank 0, every ``nb_batches_update`` batches."""
+        is_time = self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0
+        if is_time and self.rank == 0 and self._valid_dataloader is not None:
+            self.validation(batch_idx)
+
+    def train(self) -> None:
+        """Predefined training loop agnostic of frameworks."""
+        source = self._make_batch_source()
+        batch_idx = self.batch_offset
+        try:
+            while True:
+                delivery = source.next()
+                self._has_batch = delivery is not None
+                if self.other_processes_finished(batch_idx) or delivery is None:
+                    break
+                batch_idx += 1
+                self._on_batch_start(batch_idx)
+                self._training_step(delivery.batch, batch_idx)
+                self._accounting.trained(delivery.samples)
+                self._accounting.waited(source.wait_seconds)
+                # Let go of the arrays before the next batch is asked for: they are used again.
+                del delivery
+                self._on_batch_end(batch_idx)
+                self._monitor_batch(batch_idx)
+                self._validation(batch_idx)
+                self._checkpoint(batch_idx)
+        finally:
+            source.stop()
+        if (
+            batch_idx > self.batch_offset
+            and self.checkpoint_interval > 0
+            and batch_idx % self.checkpoint_interval
+        ):
+            # What was learned since the last interval.
+            self.checkpoint(batch_idx)

@@ -1,0 +1,59 @@
+"""Putting processed samples together to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from melissa.server.deep_learning.frameworks import FrameworkType
+
+__all__ = ["as_tensors", "collate", "collate_arrays"]
+
+
+def collate(samples: Sequence[Any], framework_t: FrameworkType) -> Any:
+    """Put what `process_simulation_data` returned for each sample together, in the form of a framework."""
+    if framework_t is FrameworkType.TORCH:
+        from torch.utils.data import default_collate
+
+        return default_collate(list(samples))
+    return collate_arrays(samples)
+
+
+def collate_arrays(samples: Sequence[Any]) -> Any:
+    """Put samples together without a framework.
+
+    Samples that are tuples or lists give a tuple in their order, dictionaries a dictionary: arrays are
+    stacked along a new first axis, other values become a list.
+    """
+    first = samples[0]
+    if isinstance(first, tuple | list):
+        return tuple(_collate_values(values) for values in zip(*samples, strict=True))
+    if isinstance(first, Mapping):
+        return {key: _collate_values([sample[key] for sample in samples]) for key in first}
+    return _collate_values(samples)
+
+
+def _collate_values(values: Sequence[Any]) -> Any:
+    if all(getattr(value, "shape", ()) for value in values):
+        return np.stack(values)
+    return list(values)
+
+
+def as_tensors(batch: Any) -> Any:
+    """Return `batch` with torch tensors in the place of NumPy arrays, also in tuples, lists and dictionaries.
+
+    The tensors share the arrays' memory.
+    """
+    import torch
+
+    if isinstance(batch, np.ndarray):
+        return torch.from_numpy(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(as_tensors, batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map(as_tensors, batch))
+    if isinstance(batch, dict):
+        return {key: as_tensors(value) for key, value in batch.items()}
+    return batch

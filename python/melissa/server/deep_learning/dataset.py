@@ -1,0 +1,196 @@
+"""The buffer as a dataset: what a training loop of the user's own iterates over."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from melissa.exceptions import UnsupportedConfiguration
+from melissa.server.deep_learning.collate import collate_arrays
+from melissa.server.deep_learning.frameworks import FrameworkType
+from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
+from melissa.server.ending import StudyEnding
+
+if TYPE_CHECKING:
+    from melissa._melissa import Sample
+    from melissa.server.deep_learning.accounting import TrainedAccounting
+    from melissa.server.deep_learning.reservoir import BaseQueue
+    from melissa.server.simulation import SimulationData
+
+__all__ = ["ArrayLoader", "MelissaIterableDataset", "make_dataloader", "make_dataset"]
+
+
+@functools.cache
+def _torch_class() -> type:
+    """Return a class that is a `MelissaIterableDataset` and an `IterableDataset` of torch."""
+    from torch.utils.data import IterableDataset
+
+    return type("TorchMelissaIterableDataset", (MelissaIterableDataset, IterableDataset), {})
+
+
+class MelissaIterableDataset:
+    """Yields the samples of a training buffer, one by one, until reception is over and the buffer is drained.
+
+    For torch it is an ``IterableDataset``: give it to a ``torch.utils.data.DataLoader`` with
+    ``num_workers=0``. Samples count as trained when the next batch is asked for, in batches of the server's
+    batch size. A short batch at the end counts as untrained: nothing shows whether a loop of the user's own
+    has dropped it.
+
+    Parameters
+    ----------
+    buffer
+        The training buffer.
+    tb_logger
+        Logger that `transform` may want; kept as an attribute.
+    config, config_dict
+        The configuration, second argument of `transform`: two names of one thing.
+    transform
+        Called as ``transform(sample, config)`` with a `SimulationData`; what it returns is yielded. Without
+        it the `SimulationData` is.
+    """
+
+    def __init__(
+        self,
+        buffer: BaseQueue,
+        tb_logger: Any = None,
+        config: dict[str, Any] | None = None,
+        transform: Callable[[SimulationData, dict[str, Any]], Any] | None = None,
+        *,
+        config_dict: dict[str, Any] | None = None,
+    ) -> None:
+        self.buffer = buffer
+        self.tb_logger = tb_logger
+        self.config_dict: dict[str, Any] = (config if config is not None else config_dict) or {}
+        self.transform = transform
+        self.has_ended = False
+        """Whether the last iteration has come to the end of the data."""
+        self._wait = PolledWait(StudyEnding())
+        self._accounting: TrainedAccounting | None = None
+        self._batch_size = 1
+        self._admit: Callable[[Sample, SimulationData], bool] | None = None
+
+    # A DataLoader asks isinstance(). Inheriting from torch's class would make torch a requirement of this
+    # module; so the class is given as a heir of it from the moment on that torch is imported.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return _torch_class() if "torch" in sys.modules else MelissaIterableDataset
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The same as `config_dict`."""
+        return self.config_dict
+
+    def join_study(
+        self,
+        wait: PolledWait,
+        accounting: TrainedAccounting,
+        batch_size: int,
+        admit: Callable[[Sample, SimulationData], bool] | None = None,
+    ) -> None:
+        """Become the dataset of a study: its waits, its accounting, and its checks of single samples."""
+        self._wait, self._accounting, self._batch_size, self._admit = wait, accounting, batch_size, admit
+
+    def __iter__(self) -> Iterator[Any]:
+        self._refuse_workers()
+        self.has_ended = False
+        source = SampleSource(self.buffer, self._batch_size, self._wait, self._admit)
+        batch: list[Sample] = []
+        while True:
+            if len(batch) == self._batch_size:
+                # The next batch is asked for: the training step on this one has returned.
+                self._count(batch)
+                batch = []
+            drawn = source.next()
+            if drawn is None:
+                self.has_ended = True
+                return
+            sample, data = drawn
+            batch.append(sample)
+            yield data if self.transform is None else self.transform(data, self.config_dict)
+            del sample, data, drawn
+
+    def _count(self, batch: list[Sample]) -> None:
+        if self._accounting is not None:
+            self._accounting.trained(batch)
+            self._accounting.waited(self._wait.seconds)
+
+    def _refuse_workers(self) -> None:
+        torch_data = sys.modules.get("torch.utils.data")
+        if torch_data is not None and torch_data.get_worker_info() is not None:
+            raise UnsupportedConfiguration(_NO_WORKERS)
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedConfiguration(_NO_WORKERS)
+
+
+_NO_WORKERS = (
+    "a MelissaIterableDataset reads a buffer that lives in the server's process, so a DataLoader of it can "
+    "have no worker "
+    "processes: set num_workers=0 (the extension's threads do the work that workers would)"
+)
+
+
+class ArrayLoader:
+    """Batches of a dataset as tuples of stacked NumPy arrays: see `collate_arrays`."""
+
+    def __init__(self, dataset: MelissaIterableDataset, batch_size: int, drop_last: bool = False) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+
+    def __iter__(self) -> Iterator[Any]:
+        samples: list[Any] = []
+        for sample in self.dataset:
+            samples.append(sample)
+            if len(samples) == self.batch_size:
+                yield collate_arrays(samples)
+                samples = []
+        if samples and not self.drop_last:
+            yield collate_arrays(samples)
+
+
+def make_dataset(
+    framework_t: FrameworkType,
+    buffer: BaseQueue,
+    config_dict: dict[str, Any] | None = None,
+    transform: Callable[[SimulationData, dict[str, Any]], Any] | None = None,
+    tb_logger: Any = None,
+) -> MelissaIterableDataset:
+    """Make the dataset of a buffer for a framework.
+
+    `UnsupportedConfiguration` for TENSORFLOW, which this version has no dataset for.
+    """
+    _refuse_tensorflow(framework_t)
+    return MelissaIterableDataset(buffer, tb_logger=tb_logger, config=config_dict, transform=transform)
+
+
+def make_dataloader(
+    framework_t: FrameworkType,
+    dataset: MelissaIterableDataset,
+    batch_size: int,
+    drop_last: bool = False,
+    num_workers: int = 0,
+) -> Any:
+    """Make an iterable of batches: torch's ``DataLoader`` for TORCH, an `ArrayLoader` for DEFAULT.
+
+    `UnsupportedConfiguration` for workers, and for TENSORFLOW.
+    """
+    _refuse_tensorflow(framework_t)
+    if num_workers:
+        raise UnsupportedConfiguration(_NO_WORKERS)
+    if framework_t is FrameworkType.TORCH:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, num_workers=0)
+    return ArrayLoader(dataset, batch_size, drop_last)
+
+
+def _refuse_tensorflow(framework_t: FrameworkType) -> None:
+    if framework_t is FrameworkType.TENSORFLOW:
+        raise UnsupportedConfiguration(
+            "datasets for TensorFlow are not in this version: FrameworkType.DEFAULT gives NumPy arrays, "
+            "which TensorFlow "
+            "takes"
+        )
