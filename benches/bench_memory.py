@@ -1,0 +1,41 @@
+"""Resident memory of a full buffer against what its slots need."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    import numpy as np
+    from melissa._melissa import Batch, Buffer
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    size, capacity = int(sys.argv[1]), int(sys.argv[2])
+    source = np.ones(size, np.float32)
+    before = resident()
+    buffer = Buffer("Reservoir", capacity, watermark=1, batch_size=10, assembly_slots=16)
+    buffer.bind([("u", size, "float32")], 5)
+    batch = Batch(buffer, 10)
+    for index in range(capacity):
+        buffer.put(0, index, [source], [0.0] * 5)
+        if index % 10 == 9:
+            buffer.sample_into(batch)
+    for index in range(capacity // 2):
+        buffer.put(1, index, [source], [0.0] * 5)
+        buffer.sample_into(batch)
+    metrics = buffer.metrics()
+    print(resident() - before, (metrics["slots"] + 10) * metrics["stride"])
+""")
+
+
+@pytest.mark.parametrize(("kilobytes", "capacity"), [(4, 50_000), (40, 10_000), (400, 1_000)])
+def test_resident_memory(report, kilobytes, capacity):
+    command = [sys.executable, "-c", SCRIPT, str(kilobytes * 250), str(capacity)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    grown, slots = map(int, output.split())
+    report(f"resident memory, {kilobytes} kB x {capacity}", grown / 2**20, slots / 2**20, unit="MiB", bar="<= 1.05")
