@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 # A Figure of its own, without pyplot, draws into files only: no display is needed and no state is kept.
 
-SHOWN_TIME_STEPS = (0, 4, 19, 99)  # the front at the walls, on its way, in the middle, and the steady state
+SHOWN = (0.0, 0.04, 0.19, 1.0)  # of the time: heat at the walls, on its way, in the middle, nearly at rest
 CENTIMETRES = (0.0, 100 * SIDE, 0.0, 100 * SIDE)
 
 
@@ -65,7 +65,7 @@ def draw_prediction(
     rows: dict[str, NDArray[np.floating]] = {"predicted": predicted}
     if simulated is not None:
         rows = {"simulated": simulated, "predicted": predicted, "error": predicted - simulated}
-    shown = [step for step in SHOWN_TIME_STEPS if step < len(predicted)]
+    shown = sorted({round(share * (len(predicted) - 1)) for share in SHOWN})
     figure = Figure(figsize=(2.4 * len(shown) + 1.4, 2.3 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), len(shown), sharex=True, sharey=True, squeeze=False)
 
