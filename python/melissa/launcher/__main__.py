@@ -124,7 +124,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.project_dir is not None and not options.project_dir.is_dir():
         parser.error(f"--project_dir {options.project_dir}: there is no such folder")
 
-    configure_logger(None, verbosity=1 + options.verbose, terminal=True)
+    verbosity = 1 + options.verbose
+    configure_logger(None, verbosity, terminal=True)
     config, config_path, project_dir = load_config(options.config_name, options.project_dir)
     if options.dry_run:
         print(_summary(config, config_path, project_dir))
@@ -138,6 +139,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         project_dir=project_dir,
         output_dir=Path(config["output_dir"]),
         overwrite=options.overwrite,
+        terminal_verbosity=verbosity,
     ).run()
 
 

@@ -1,6 +1,5 @@
 """Reading the configuration of a study: a file becomes a plain dictionary that is complete and valid."""
 
-import copy
 import difflib
 import logging
 import os
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from melissa.exceptions import ConfigurationFileError, UnsupportedConfiguration
 from melissa.launcher import paths
+from melissa.launcher.defaults import merge_defaults
 from melissa.launcher.json_file import read_json
 from melissa.launcher.options import expectation
 from melissa.launcher.rules import Problem, rule_problems
@@ -24,7 +24,6 @@ from melissa.launcher.schema import (
     Section,
     StudyConfig,
     StudyOptions,
-    default_job_limit,
     key_note,
     section_of,
 )
@@ -78,7 +77,8 @@ def load_config(
     problems = [*_unify_spellings(config), *_value_problems(config), *_rule_problems(config)]
     if not problems:
         _warn_of_misspelt_keys(config)
-        _fill_defaults(config)
+        _write_whole_numbers(config)
+        merge_defaults(config)
         problems += _resolve_paths(config, folder, output_dir)
     if problems:
         heading = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -112,7 +112,7 @@ def _find(path_or_name: str | Path, project_dir: Path | None) -> Path:
 
 
 def _unify_spellings(config: dict[str, Any]) -> Iterator[Problem]:
-    """Put today's name beside each old one, and the old one beside today's; yield those with two values."""
+    """Put today's name beside each old one; yield those that have two values."""
     for prefix, model, section in _sections(config):
         for name, field in model.model_fields.items():
             old = key_note(field, "old")
@@ -228,27 +228,13 @@ def _validated(model: type[SectionT], section: Any) -> SectionT | None:
         return None
 
 
-def _fill_defaults(config: dict[str, Any]) -> None:
-    """Put the defaults of a valid configuration into it, and whole numbers where ``1e3`` stood for one."""
-    for name, field in StudyConfig.model_fields.items():
-        if name not in config and section_of(field) is not None and field.default is not None:
-            config[name] = {}
+def _write_whole_numbers(config: dict[str, Any]) -> None:
+    """Put 1000 where a valid configuration has ``1e3`` for a whole number."""
     for _, model, section in _sections(config):
         valid = model.model_validate(section)
-        for name, field in model.model_fields.items():
-            value = getattr(valid, name)
-            if name not in section:
-                if section_of(field) is None:
-                    section[name] = copy.deepcopy(value)
-            elif isinstance(value, int) and not isinstance(value, bool):
+        for name in model.model_fields.keys() & section.keys():
+            if isinstance(section[name], float) and isinstance(value := getattr(valid, name), int):
                 section[name] = value
-            if (old := key_note(field, "old")) is not None:
-                section[old] = section[name]
-    launcher_config, dl_config = config["launcher_config"], config.get("dl_config")
-    if launcher_config["job_limit"] is None:
-        launcher_config["job_limit"] = default_job_limit(launcher_config["scheduler"])
-    if dl_config is not None and dl_config["checkpoint_interval"] is None:
-        dl_config["checkpoint_interval"] = dl_config["nb_batches_update"]
 
 
 def _resolve_paths(

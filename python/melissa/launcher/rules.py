@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from melissa.launcher.schema import DlConfig, LauncherConfig, StudyOptions, buffer_kind
+from melissa.scheduler.factory import SCHEDULERS
 
 __all__ = ["Problem", "rule_problems"]
-
-SCHEDULERS_BUILT = ("local",)
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ def rule_problems(
         yield from _field_problems(study_options)
     if dl_config is not None:
         yield from _buffer_problems(dl_config)
-    if launcher_config is not None and launcher_config.scheduler not in SCHEDULERS_BUILT:
+    if launcher_config is not None and launcher_config.scheduler not in SCHEDULERS:
         yield Problem(
             "launcher_config.scheduler",
-            f'"{launcher_config.scheduler}" is not in this version yet: only "local" is.',
+            f'"{launcher_config.scheduler}" is not in this version yet; there is {", ".join(SCHEDULERS)}.',
             unsupported=True,
         )
     if study_options is not None and dl_config is not None:
