@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from heat import COLDEST, FIELD_NAME, HOTTEST, NB_CELLS, PARAMETER_NAMES, solve
+from numpy.typing import NDArray
 from plots import draw_losses, draw_prediction
 from surrogate import HeatSurrogate
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from melissa.server.deep_learning.torch_server import TorchServer
-from melissa.server.parameters import ParameterSamplerType
+from melissa import ParameterSamplerType, TorchServer
 
 FIRST_LEARNING_RATE, LAST_LEARNING_RATE = 3e-3, 3e-5
 
@@ -60,10 +60,15 @@ class HeatServer(TorchServer):
         )
         self.valid_dataloader = DataLoader(dataset, batch_size=self.nb_time_steps)  # a simulation per batch
 
-    def process_simulation_batch(self, batch: Any, config_dict: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Make tensors of a batch that Melissa gathered: (n, 6) inputs, and (n, cells) temperatures in K."""
+    def process_simulation_batch(
+        self, batch: Any, config_dict: dict[str, Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the (n, 6) inputs and the (n, cells) temperatures of a batch that Melissa gathered.
+
+        Without the mean field this method would not be needed: these two are what training steps get anyway.
+        """
         self.mean_field.add(batch)
-        return torch.from_numpy(batch.inputs), torch.from_numpy(batch.fields[FIELD_NAME])
+        return batch.inputs, batch.fields[FIELD_NAME]
 
     def on_batch_start(self, batch_idx: int) -> None:
         """Set the learning rate: along a cosine from the first to the last one, while the samples come in.
@@ -116,13 +121,15 @@ class HeatServer(TorchServer):
         self.validation(last_batch)
         error = self.validation_curve[-1][1]
         constant_error = self.mean_field.error(self.valid_dataloader)
+        # For study_report.json and for the table that the launcher prints.
         self.report_extra = {
-            "surrogate_error_K": error,
-            "mean_field_error_K": constant_error,
+            "error_K": error,
+            "error_of_mean_field_K": constant_error,
             "times_better": constant_error / error,
         }
 
-        self.model.save("model.pt")  # the working directory is the study's output folder
+        # The working directory is the study's output folder.
+        self.model.save("surrogate.pt")
         draw_losses("losses.png", self.training_curve, self.validation_curve, constant_error)
         # The simulation of median error stands for all: neither the best one nor the worst.
         median = int(np.argsort(self.squared_errors)[len(self.squared_errors) // 2])

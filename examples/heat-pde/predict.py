@@ -2,8 +2,8 @@
 
     python predict.py MODEL INITIAL LEFT RIGHT BOTTOM TOP [--compare] [-o PNG]
 
-MODEL is the file model.pt in a study's output folder; the five temperatures are in kelvin. With --compare the
-solver runs, too, and the error is shown.
+MODEL is the file surrogate.pt in a study's output folder; the five temperatures are in kelvin. With --compare
+the solver runs, too, and the error is shown.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from surrogate import HeatSurrogate
 def main() -> None:
     """Read the command line, predict, draw."""
     parser = argparse.ArgumentParser(description="Predict a simulation with a trained surrogate.")
-    parser.add_argument("model", type=Path, help="model.pt of a study")
+    parser.add_argument("model", type=Path, help="surrogate.pt of a study")
     for name in PARAMETER_NAMES:
         parser.add_argument(name, type=float, help="temperature in K")
     parser.add_argument("--compare", action="store_true", help="run the solver, too, and show the error")
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parameters = [getattr(arguments, name) for name in PARAMETER_NAMES]
     if not arguments.model.is_file():
-        parser.error(f"there is no file {arguments.model}: name the model.pt in a study's output folder")
+        parser.error(f"there is no file {arguments.model}: name the surrogate.pt in a study's output folder")
     if not all(COLDEST <= value <= HOTTEST for value in parameters):
         print(f"beware: the surrogate was trained between {COLDEST:.0f} K and {HOTTEST:.0f} K only")
 

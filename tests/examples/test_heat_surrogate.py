@@ -55,8 +55,8 @@ def test_ten_kelvin_more_on_all_five_is_ten_kelvin_more_everywhere() -> None:
 
 def test_a_saved_network_predicts_the_same_again(tmp_path: Path) -> None:
     surrogate = make_surrogate()
-    surrogate.save(tmp_path / "model.pt")
-    loaded = HeatSurrogate.load(tmp_path / "model.pt")
+    surrogate.save(tmp_path / "surrogate.pt")
+    loaded = HeatSurrogate.load(tmp_path / "surrogate.pt")
     assert torch.equal(loaded.predict(PARAMETERS), surrogate.predict(PARAMETERS))
     assert not loaded.training
 
@@ -97,9 +97,9 @@ def run_predict(folder: Path, *arguments: object) -> subprocess.CompletedProcess
 
 
 def test_predict_draws_an_unseen_simulation_beside_the_solver(heat_folder: Path, tmp_path: Path) -> None:
-    make_surrogate(nb_cells=12).save(tmp_path / "model.pt")
+    make_surrogate(nb_cells=12).save(tmp_path / "surrogate.pt")
     picture = tmp_path / "out.png"
-    done = run_predict(heat_folder, tmp_path / "model.pt", *PARAMETERS, "--compare", "-o", picture)
+    done = run_predict(heat_folder, tmp_path / "surrogate.pt", *PARAMETERS, "--compare", "-o", picture)
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(PNG)
     predicted, simulated, error, see = done.stdout.splitlines()
@@ -110,14 +110,15 @@ def test_predict_draws_an_unseen_simulation_beside_the_solver(heat_folder: Path,
 
 
 def test_predict_says_which_file_is_missing(heat_folder: Path, tmp_path: Path) -> None:
-    done = run_predict(heat_folder, tmp_path / "model.pt", *PARAMETERS)
+    done = run_predict(heat_folder, tmp_path / "surrogate.pt", *PARAMETERS)
     assert done.returncode == 2
-    assert f"there is no file {tmp_path / 'model.pt'}" in done.stderr
+    assert f"there is no file {tmp_path / 'surrogate.pt'}" in done.stderr
 
 
 def test_predict_warns_of_temperatures_that_were_never_trained(heat_folder: Path, tmp_path: Path) -> None:
-    make_surrogate(nb_cells=4).save(tmp_path / "model.pt")
-    done = run_predict(heat_folder, tmp_path / "model.pt", 600, *PARAMETERS[1:], "-o", tmp_path / "out.png")
+    model = tmp_path / "surrogate.pt"
+    make_surrogate(nb_cells=4).save(model)
+    done = run_predict(heat_folder, model, 600, *PARAMETERS[1:], "-o", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
     assert "trained between 100 K and 500 K only" in done.stdout
 
