@@ -2,9 +2,9 @@
 
     python benches/heat_seeds.py OUTPUT [--seeds 0 1 2 3 4] [--simulations 100]
 
-Each study is run by `melissa-launcher` into OUTPUT/seed-<n>. The table says by how much the surrogate beats the
-mean field on the validation set, and how long training waited for data. Exit status 1 when a study failed, beat
-it less than ten times, took more than five minutes, or lost a time step.
+Each study is run by `melissa-launcher` into OUTPUT/seed-<n>. The table says by how much the surrogate beats
+the mean field on the validation set, and how long training waited for data. Exit status 1 when a study
+failed, beat it less than ten times, took more than five minutes, or lost a time step.
 """
 
 import argparse
