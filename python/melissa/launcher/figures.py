@@ -77,7 +77,7 @@ class StudyFigures:
     @property
     def left(self) -> float | None:
         """Seconds that the rest will take at the mean speed so far; None while that says too little."""
-        if self._working_since is None or self.done < 0.01:
+        if self._working_since is None or not 0.01 <= self.done < 1.0:
             return None
         working = time.monotonic() - self._working_since
         return None if working < 3.0 else working * (1.0 - self.done) / self.done

@@ -238,9 +238,7 @@ class Launcher:
         self._phase_deadline = None
         if timeout is not None and on_timeout is not None:
             self._phase_deadline = time.monotonic() + timeout, on_timeout
-        logger.debug(f"the launcher is {phase.value}")
-        if phase is not Phase.ENDED:
-            self._view.enter(phase.value)
+        self._view.enter(phase.value)
 
     def _conclude(self, status: int, reason: str, details: str = "", *, blames_server: bool = False) -> None:
         """Write down why the study ends; the first reason is the one that counts."""
@@ -254,12 +252,13 @@ class Launcher:
         self._clients.cancel_all(grace)
         if self._server.is_alive:
             self._scheduler.cancel([self._server], grace)
-        self._enter(Phase.ENDING, grace + END_TIMEOUT, lambda: self._enter(Phase.ENDED))
-        self._end_if_all_gone()
-
-    def _end_if_all_gone(self) -> None:
-        if self._phase is Phase.ENDING and not self._server.is_alive and not self._clients.alive:
+        if self._all_gone():
             self._enter(Phase.ENDED)
+        else:
+            self._enter(Phase.ENDING, grace + END_TIMEOUT, lambda: self._enter(Phase.ENDED))
+
+    def _all_gone(self) -> bool:
+        return not self._server.is_alive and not self._clients.alive
 
     # ---- the loop
     # --------------------------------------------------------------------------------------------
@@ -346,7 +345,8 @@ class Launcher:
                 update = self._clients.update(job)
                 if self._phase is not Phase.ENDING:
                     self._tell_server(update)
-        self._end_if_all_gone()
+        if self._phase is Phase.ENDING and self._all_gone():
+            self._enter(Phase.ENDED)
 
     def _on_server_job(self, job: Job) -> None:
         if job.is_alive:

@@ -1,0 +1,90 @@
+"""Processes that a test started, however deep, and a local scheduler."""
+
+import os
+import select
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from melissa.scheduler.job import Job, JobRequest
+from melissa.scheduler.local import LocalScheduler
+
+MARK = "MELISSA_TEST_MARK"
+
+
+class Processes:
+    """All live processes that descend from jobs of one test: found by a mark in their environment."""
+
+    def __init__(self) -> None:
+        self.environment = {MARK: uuid.uuid4().hex}
+
+    def alive(self) -> list[int]:
+        wanted = f"{MARK}={self.environment[MARK]}".encode()
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdecimal():
+                try:
+                    if wanted in (path / "environ").read_bytes().split(b"\0"):
+                        found.append(int(path.name))
+                except OSError:
+                    continue
+        return found
+
+    def wait_for(self, number: int, timeout: float = 10.0) -> None:
+        """Wait until exactly `number` of them are alive."""
+        deadline = time.monotonic() + timeout
+        while len(alive := self.alive()) != number:
+            assert time.monotonic() < deadline, f"{number} processes expected, alive: {alive}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def processes():
+    found = Processes()
+    yield found
+    for pid in found.alive():
+        os.kill(pid, 9)
+
+
+class Jobs:
+    """Submits shell commands to a local scheduler, and waits for what becomes of them."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.scheduler = LocalScheduler()
+        self.scheduler.start()
+        self._folder = folder
+        self._processes = processes
+        self._all: list[Job] = []
+
+    @property
+    def supervisor(self) -> int:
+        return self.scheduler._supervisor.pid
+
+    def submit(self, command, name="job", **request) -> Job:
+        if isinstance(command, str):
+            command = ["/bin/sh", "-c", command]
+        request = {"directory": self._folder, "environment": self._processes.environment} | request
+        job = self.scheduler.submit(JobRequest(name, command, **request))
+        self._all.append(job)
+        return job
+
+    def wait(self, condition, timeout: float = 10.0) -> None:
+        """Poll until `condition()` holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, [(job.name, job.state, job.error) for job in self._all]
+            select.select([self.scheduler.fileno()], [], [], 0.1)
+            self.scheduler.poll(self._all)
+
+    def wait_for_end(self, job: Job, timeout: float = 10.0) -> Job:
+        self.wait(lambda: not job.is_alive, timeout)
+        return job
+
+
+@pytest.fixture
+def jobs(tmp_path, processes):
+    jobs = Jobs(tmp_path, processes)
+    yield jobs
+    jobs.scheduler.close(0.0)

@@ -1,0 +1,23 @@
+"""Words for the ends of processes."""
+
+from melissa.utility.process import describe_exit, last_lines
+
+
+def test_ends_are_told_in_words():
+    assert describe_exit(3) == "ended with status 3"
+    assert describe_exit(-11) == "was killed by signal 11 (SIGSEGV)"
+    assert "SIGKILL" in describe_exit(-9)
+    assert "memory" in describe_exit(-9)
+    assert "unknown" in describe_exit(-99)
+    assert "not known" in describe_exit(None)
+
+
+def test_the_last_lines_are_those_at_the_end():
+    text = "".join(f"line {number}\n" for number in range(100)) + "\n\n"
+    assert last_lines(text, 2) == "line 98\nline 99"
+    assert last_lines("", 5) == ""
+
+
+def test_last_lines_are_as_a_terminal_would_show_them():
+    text = "\x1b[31mred\x1b[0m\x07\r\n 10 %\r 50 %\r100 %\n\x1b]0;title\x07after\ttab\n"
+    assert last_lines(text, 10) == "red\n100 %\nafter\ttab"
