@@ -126,8 +126,8 @@ pub enum ClientError {
     #[error("{at}: {source}")]
     Nonce { at: Arc<Endpoint>, source: NonceError },
     #[error(
-        "{at}: this process is a fork of the one that connected (process {connected}, now {current}). Call melissa_init \
-         and melissa_send in one process"
+        "{at}: this process is a fork of the one that connected (process {connected}, now {current}). Call \
+         melissa_init and melissa_send in one process"
     )]
     Forked { at: Arc<Endpoint>, connected: u32, current: u32 },
     #[error(
