@@ -130,12 +130,13 @@ def test_the_examples_of_the_page_are_the_golden_frames():
     page = PAGE.read_text()
     frames = json.loads((WIRE / "index.json").read_text())["frames"]
     payloads = {frame["kind"]: frame["payload"] for frame in frames if frame["kind"] != "Data"}
-    examples = re.findall(r"^### \d\. (\w+)$.*?```json\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^### \d\. (\w+)$.*?^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert {kind: json.loads(text) for kind, text in examples} == {
         kind: payload for kind, payload in payloads.items() if payload is not None
     }
-    blocks = [re.sub("  +.*", "", block) for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
-    hexadecimal = ["".join(re.findall(r"\b(?:[0-9a-f]{2})+\b", block)) for block in blocks]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    without_remarks = [re.sub("  +.*", "", block) for language, block in blocks if not language]
+    hexadecimal = ["".join(re.findall(r"\b(?:[0-9a-f]{2})+\b", block)) for block in without_remarks]
     assert (WIRE / "data_float32_checksum.bin").read_bytes().hex() in hexadecimal
     proof = next(v for v in json.loads((WIRE / "proofs.json").read_text()) if v["side"] == "client")
     assert proof["signed"] + proof["proof"] in hexadecimal
