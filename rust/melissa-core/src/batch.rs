@@ -19,7 +19,7 @@ pub struct BatchLayout {
 }
 
 impl BatchLayout {
-    pub fn new(schema: Arc<Schema>, rows: usize) -> Self {
+    pub fn new(schema: Arc<Schema>, rows: usize) -> Arc<Self> {
         let mut end = rows * Self::input_row_bytes(&schema);
         let offsets = (0..schema.fields().len())
             .map(|field| {
@@ -28,7 +28,7 @@ impl BatchLayout {
                 start
             })
             .collect();
-        Self { schema, rows, offsets, bytes: end }
+        Arc::new(Self { schema, rows, offsets, bytes: end })
     }
 
     fn input_row_bytes(schema: &Schema) -> usize {
@@ -74,7 +74,7 @@ impl BatchPool {
 /// The arrays of one batch. Dropped, its memory goes back to the pool.
 #[derive(Debug)]
 pub struct Batch {
-    layout: BatchLayout,
+    layout: Arc<BatchLayout>,
     region: Option<Region>,
     keys: Vec<SampleKey>,
     cursor: BatchCursor,
@@ -86,7 +86,7 @@ impl Batch {
     ///
     /// # Errors
     /// When the kernel has no memory for it.
-    pub fn new(pool: &Arc<BatchPool>, layout: BatchLayout) -> Result<Self, BufferError> {
+    pub fn new(pool: &Arc<BatchPool>, layout: Arc<BatchLayout>) -> Result<Self, BufferError> {
         let region = pool.take(layout.bytes().max(1))?;
         Ok(Self {
             keys: Vec::with_capacity(layout.rows()),
@@ -97,7 +97,7 @@ impl Batch {
         })
     }
 
-    pub const fn layout(&self) -> &BatchLayout {
+    pub fn layout(&self) -> &BatchLayout {
         &self.layout
     }
 
@@ -130,7 +130,8 @@ impl Batch {
     fn push(&mut self, sample: &SlotGuard<'_>) {
         let row = self.keys.len();
         assert!(row < self.layout.rows);
-        let schema = Arc::clone(&self.layout.schema);
+        let layout = Arc::clone(&self.layout);
+        let schema = &*layout.schema;
         let bytes = sample.bytes();
         for field in 0..schema.fields().len() {
             let (start, length) = (schema.field_offset(field), schema.field_bytes(field));
@@ -146,7 +147,7 @@ impl Batch {
             }
         }
         let key = sample.key();
-        let inputs = parameters(&schema, bytes).chain([key.time_step as f64]);
+        let inputs = parameters(schema, bytes).chain([key.time_step as f64]);
         let row_start = row * (schema.nb_parameters() + 1);
         for (column, value) in inputs.enumerate() {
             // SAFETY: the row of inputs lies in the region, whose start is aligned for both types.

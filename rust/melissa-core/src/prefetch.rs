@@ -1,4 +1,8 @@
 //! One thread that gathers batches ahead of the training step.
+//!
+//! Batches form one sequence of draws, whoever gathers them: there is one sampler at a time. As long as training
+//! steps take longer than a thread takes to wake up, the thread gathers the next batches meanwhile. A consumer that
+//! comes back at once would only wait for a thread to be woken, so it gathers its batch itself.
 
 use crate::batch::{Batch, BatchLayout, BatchPool};
 use crate::buffer::Buffer;
@@ -11,12 +15,22 @@ use std::time::{Duration, Instant};
 
 /// How long the thread waits for data before it looks whether it is to stop.
 const STOP_POLL: Duration = Duration::from_millis(50);
+/// A step that takes less is over before a batch that is gathered beside it could be of use.
+const SHORTEST_STEP: Duration = Duration::from_micros(50);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     ready: VecDeque<Batch>,
+    /// A batch whose gathering was interrupted by a deadline.
+    partial: Option<Batch>,
+    /// Somebody draws from the buffer: the thread, or a consumer for itself.
+    drawing: bool,
+    /// The thread is to gather ahead.
+    ahead: bool,
     /// Why no further batch comes.
     end: Option<BufferError>,
+    /// When the last batch was handed over.
+    handed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -25,6 +39,8 @@ struct Shared {
     batch_size: usize,
     depth: usize,
     drop_last: bool,
+    pool: Arc<BatchPool>,
+    layout: Mutex<Option<Arc<BatchLayout>>>,
     queue: Mutex<Queue>,
     changed: Waiters,
     stop: AtomicBool,
@@ -36,7 +52,13 @@ struct Shared {
 pub struct Prefetcher {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    started: AtomicBool,
+}
+
+enum Turn {
+    Batch(Batch),
+    End(BufferError),
+    /// The caller draws for itself, going on with what was begun.
+    Draw(Option<Batch>),
 }
 
 impl Prefetcher {
@@ -51,7 +73,16 @@ impl Prefetcher {
             batch_size: batch_size.max(1),
             depth: depth.max(1),
             drop_last,
-            queue: Mutex::default(),
+            pool: Arc::default(),
+            layout: Mutex::new(None),
+            queue: Mutex::new(Queue {
+                ready: VecDeque::new(),
+                partial: None,
+                drawing: false,
+                ahead: true,
+                end: None,
+                handed: None,
+            }),
             changed: Waiters::default(),
             stop: AtomicBool::new(false),
             wait_ns: AtomicU64::new(0),
@@ -59,7 +90,7 @@ impl Prefetcher {
         let worker = Arc::clone(&shared);
         let thread =
             std::thread::Builder::new().name("melissa-prefetch".into()).spawn(move || worker.run())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)), started: AtomicBool::new(false) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// The next batch, waiting for it until the deadline.
@@ -67,30 +98,42 @@ impl Prefetcher {
     /// # Errors
     /// `EndOfData` after the last batch, `Timeout`, `Failed`, `Closed` after `stop`.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Batch, BufferError> {
+        let shared = &*self.shared;
         let begin = Instant::now();
-        let shared = &self.shared;
-        let result = shared.changed.wait_until(deadline, || {
+        let handed = {
             let mut queue = lock(&shared.queue);
-            if let Some(batch) = queue.ready.pop_front() {
-                return Some(Ok(batch));
+            let short_step = queue.handed.is_some_and(|handed| begin - handed < SHORTEST_STEP);
+            let resume = !short_step && !queue.ahead;
+            queue.ahead = !short_step;
+            let handed = queue.handed.is_some();
+            drop(queue);
+            if resume {
+                shared.changed.notify();
             }
-            match &queue.end {
-                None => shared.stop.load(Ordering::Relaxed).then_some(Err(BufferError::Closed)),
-                Some(BufferError::Failed(text)) => Some(Err(BufferError::Failed(text.clone()))),
-                Some(BufferError::EndOfData) => Some(Err(BufferError::EndOfData)),
-                Some(BufferError::Closed) => Some(Err(BufferError::Closed)),
-                Some(other) => Some(Err(BufferError::Failed(other.to_string()))),
-            }
-        });
-        shared.changed.notify();
+            handed
+        };
+        let turn = shared.changed.wait_until(deadline, || shared.turn());
+        let (result, notify) = match turn {
+            None => (Err(BufferError::Timeout), false),
+            Some(Turn::End(error)) => (Err(error), false),
+            // There is room for a further batch.
+            Some(Turn::Batch(batch)) => (Ok(batch), true),
+            Some(Turn::Draw(begun)) => (shared.draw(begun, deadline, |_, batch| batch), false),
+        };
+        let mut queue = lock(&shared.queue);
+        if result.is_ok() {
+            queue.handed = Some(Instant::now());
+        }
+        let notify = notify && queue.ahead;
+        drop(queue);
+        if notify {
+            shared.changed.notify();
+        }
         // The wait for the first batch is the wait for the watermark; what counts is the time after it.
-        if self.started.load(Ordering::Relaxed) {
+        if handed {
             shared.wait_ns.fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
-        if matches!(result, Some(Ok(_))) {
-            self.started.store(true, Ordering::Relaxed);
-        }
-        result.unwrap_or(Err(BufferError::Timeout))
+        result
     }
 
     /// Seconds that `next` waited since the first batch came.
@@ -116,7 +159,63 @@ impl Drop for Prefetcher {
     }
 }
 
+/// An error to be told again.
+fn again(error: &BufferError) -> BufferError {
+    match error {
+        BufferError::EndOfData => BufferError::EndOfData,
+        BufferError::Closed => BufferError::Closed,
+        other => BufferError::Failed(other.to_string()),
+    }
+}
+
 impl Shared {
+    /// What a consumer can do now; `None`: wait.
+    fn turn(&self) -> Option<Turn> {
+        let mut queue = lock(&self.queue);
+        if let Some(batch) = queue.ready.pop_front() {
+            return Some(Turn::Batch(batch));
+        }
+        if let Some(end) = &queue.end {
+            return Some(Turn::End(again(end)));
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            return Some(Turn::End(BufferError::Closed));
+        }
+        if queue.drawing || queue.ahead {
+            return None;
+        }
+        queue.drawing = true;
+        Some(Turn::Draw(queue.partial.take()))
+    }
+
+    /// Gathers a batch for whoever has set `drawing`, and gives up the turn. `deliver` runs before anybody else can
+    /// draw, so that batches keep the order in which they were drawn.
+    fn draw<T>(
+        &self,
+        begun: Option<Batch>,
+        deadline: Option<Instant>,
+        deliver: impl FnOnce(&mut Queue, Batch) -> T,
+    ) -> Result<T, BufferError> {
+        let mut batch = begun;
+        let result = self.fill(&mut batch, deadline);
+        let mut queue = lock(&self.queue);
+        queue.drawing = false;
+        let result = match result {
+            Ok(()) => batch.map(|batch| deliver(&mut queue, batch)).ok_or(BufferError::EndOfData),
+            Err(error) => {
+                if matches!(error, BufferError::Timeout) {
+                    queue.partial = batch;
+                } else {
+                    queue.end = Some(again(&error));
+                }
+                Err(error)
+            }
+        };
+        drop(queue);
+        self.changed.notify();
+        result
+    }
+
     fn run(&self) {
         // Whoever waits learns of a panic, too.
         struct Ended<'a>(&'a Shared);
@@ -129,64 +228,58 @@ impl Shared {
             }
         }
         let ended = Ended(self);
-        let end = self.fill_until_end();
-        lock(&self.queue).end = Some(end);
+        self.gather_ahead();
+        lock(&self.queue).end.get_or_insert(BufferError::Closed);
         drop(ended);
     }
 
-    fn fill_until_end(&self) -> BufferError {
-        let pool = Arc::<BatchPool>::default();
+    fn gather_ahead(&self) {
         loop {
-            let wanted = self.changed.wait_until(Some(Instant::now() + STOP_POLL), || {
-                (self.stop.load(Ordering::Relaxed) || lock(&self.queue).ready.len() < self.depth)
-                    .then_some(())
-            });
-            if self.stop.load(Ordering::Relaxed) {
-                return BufferError::Closed;
-            }
-            if wanted.is_none() {
-                continue;
-            }
-            match self.fill(&pool) {
-                Ok(Some(batch)) => {
-                    lock(&self.queue).ready.push_back(batch);
-                    self.changed.notify();
+            let turn = self.changed.wait_until(Some(Instant::now() + STOP_POLL), || {
+                let mut queue = lock(&self.queue);
+                if self.stop.load(Ordering::Relaxed) || queue.end.is_some() {
+                    return Some(None);
                 }
-                Ok(None) => return BufferError::EndOfData,
-                Err(end) => return end,
-            }
+                if queue.drawing || !queue.ahead || queue.ready.len() >= self.depth {
+                    return None;
+                }
+                queue.drawing = true;
+                Some(Some(queue.partial.take()))
+            });
+            let begun = match turn {
+                None => continue,
+                Some(None) => return,
+                Some(Some(begun)) => begun,
+            };
+            // An error is the queue's end by now, and a time-out leaves a batch begun.
+            let _ = self.draw(begun, Some(Instant::now() + STOP_POLL), |queue, batch| {
+                queue.ready.push_back(batch);
+            });
         }
     }
 
-    /// The next batch; `None` for one that is not delivered because it is short.
-    fn fill(&self, pool: &Arc<BatchPool>) -> Result<Option<Batch>, BufferError> {
-        let mut batch: Option<Batch> = None;
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(BufferError::Closed);
-            }
-            let deadline = Some(Instant::now() + STOP_POLL);
-            let Some(schema) = self.buffer.schema() else {
-                if !self.buffer.wait_ready(deadline)? {
-                    continue;
-                }
-                if self.buffer.schema().is_none() {
-                    return Err(BufferError::EndOfData);
-                }
-                continue;
-            };
-            let batch_now = match &mut batch {
-                Some(batch) => batch,
-                None => batch.insert(Batch::new(pool, BatchLayout::new(schema, self.batch_size))?),
-            };
-            match self.buffer.gather(batch_now, deadline) {
-                Err(BufferError::Timeout) => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    let short = batch_now.keys().len() < self.batch_size;
-                    return Ok(if short && self.drop_last && self.buffer.is_closed() { None } else { batch });
-                }
-            }
+    /// Fills the batch until it is whole or the deadline passes.
+    fn fill(&self, batch: &mut Option<Batch>, deadline: Option<Instant>) -> Result<(), BufferError> {
+        let batch = match batch {
+            Some(batch) => batch,
+            None => batch.insert(Batch::new(&self.pool, self.layout(deadline)?)?),
+        };
+        self.buffer.gather(batch, deadline)?;
+        let short = batch.keys().len() < self.batch_size;
+        if short && self.drop_last && self.buffer.is_closed() { Err(BufferError::EndOfData) } else { Ok(()) }
+    }
+
+    /// The layout of batches, once the sizes of fields are known.
+    fn layout(&self, deadline: Option<Instant>) -> Result<Arc<BatchLayout>, BufferError> {
+        let mut known = lock(&self.layout);
+        if let Some(layout) = &*known {
+            return Ok(Arc::clone(layout));
         }
+        if self.buffer.schema().is_none() && !self.buffer.wait_ready(deadline)? {
+            return Err(BufferError::Timeout);
+        }
+        // Reception that ends before any sample came leaves the buffer without a schema.
+        let schema = self.buffer.schema().ok_or(BufferError::EndOfData)?;
+        Ok(Arc::clone(known.insert(BatchLayout::new(schema, self.batch_size))))
     }
 }

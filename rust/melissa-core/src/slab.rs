@@ -98,7 +98,7 @@ impl Slab {
     pub(crate) fn new(schema: Arc<Schema>, counts: SlotCounts) -> Result<Self, BufferError> {
         let slots = counts.total();
         let stride = schema.stride();
-        let bytes = slots.checked_mul(stride).unwrap_or(usize::MAX);
+        let bytes = slots.saturating_mul(stride);
         let available = memory::available().unwrap_or(u64::MAX);
         if slots >= END as usize || bytes as u64 > available {
             return Err(BufferError::Memory {

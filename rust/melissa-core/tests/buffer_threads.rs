@@ -234,7 +234,8 @@ fn the_same_seed_and_interleaving_give_the_same_draws() {
 #[test]
 fn whoever_waits_is_woken_by_data_by_the_end_and_by_a_failure() {
     type Event = fn(&Buffer);
-    let events: [(Event, fn(&Result<u64, BufferError>) -> bool); 3] = [
+    type Expected = fn(&Result<u64, BufferError>) -> bool;
+    let events: [(Event, Expected); 3] = [
         (|buffer| put(buffer, 5, None).unwrap(), |result| matches!(result, Ok(5))),
         (|buffer| buffer.close(), |result| matches!(result, Err(BufferError::EndOfData))),
         (

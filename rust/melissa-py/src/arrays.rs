@@ -3,7 +3,8 @@
 use melissa_core::schema::Dtype;
 use numpy::ndarray::{ArrayView, IxDyn};
 use numpy::{
-    Element, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods,
+    Element, PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyUntypedArray,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -61,6 +62,13 @@ pub fn contiguous<'py>(
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     static ASCONTIGUOUSARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = value.py();
+    if let Ok(array) = value.cast::<PyUntypedArray>()
+        && array.ndim() == 1
+        && array.is_c_contiguous()
+        && array.dtype().is_equiv_to(&numpy_dtype(py, dtype))
+    {
+        return Ok(array.clone());
+    }
     let function = ASCONTIGUOUSARRAY.import(py, "numpy", "ascontiguousarray")?;
     let array = function.call1((value, dtype.name()))?.cast_into::<PyUntypedArray>()?;
     if array.ndim() != 1 {
@@ -70,6 +78,16 @@ pub fn contiguous<'py>(
         )));
     }
     Ok(array)
+}
+
+fn numpy_dtype(py: Python<'_>, dtype: Dtype) -> Bound<'_, PyArrayDescr> {
+    match dtype {
+        Dtype::F32 => numpy::dtype::<f32>(py),
+        Dtype::F64 => numpy::dtype::<f64>(py),
+        Dtype::I32 => numpy::dtype::<i32>(py),
+        Dtype::I64 => numpy::dtype::<i64>(py),
+        Dtype::U8 => numpy::dtype::<u8>(py),
+    }
 }
 
 /// The bytes of a contiguous array.

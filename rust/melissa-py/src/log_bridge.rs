@@ -65,7 +65,10 @@ pub fn take_log(py: Python<'_>) -> Vec<(u8, String)> {
         let mut lines = BRIDGE.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken: Vec<_> = lines.kept.drain(..).collect();
         if lines.dropped > 0 {
-            taken.push((30, format!("{} older lines of the log were dropped: nobody took them", lines.dropped)));
+            taken.push((
+                30,
+                format!("{} older lines of the log were dropped: nobody took them", lines.dropped),
+            ));
             lines.dropped = 0;
         }
         taken
