@@ -14,7 +14,7 @@ from melissa.launcher.message import Message, decode
 from melissa.server.client_script import ClientScripts
 from melissa.server.communicator import make_communicator
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
-from melissa.server.defaults import merge_defaults
+from melissa.launcher.defaults import merge_defaults
 from melissa.server.ending import StudyEnding
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
