@@ -1,0 +1,301 @@
+//! The state of the receiving thread and its loop.
+//!
+//! Everything here belongs to that one thread; others reach it by commands, which it runs between two turns. It waits
+//! in one place only, the poll, and for no longer than the next time it has to look at a clock.
+
+use super::config::SessionConfig;
+use super::connection::{Connection, ConnectionId};
+use super::counters::{Counters, RefusalLog};
+use super::room::Room;
+use super::simulation::Simulation;
+use super::state::Status;
+use super::table::Connections;
+use super::{Command, Shared};
+use crate::buffer::Buffer;
+use crate::ledger::Ledger;
+use crate::schema::Schema;
+use crate::sync::{Arc, Mutex, Ordering};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+pub(super) const WAKER: Token = Token(0);
+const LISTENER: Token = Token(1);
+/// Tokens of connections are their places, from here on.
+const FIRST_CONNECTION: usize = 2;
+
+const EVENTS: usize = 1024;
+/// Messages after which the kernel is asked for news although there is work left: one connection that is always
+/// readable costs one system call per message, and many do not keep others waiting.
+const MESSAGES_PER_POLL: usize = 32;
+/// What nobody wants is read into this.
+const SCRATCH: usize = 64 * 1024;
+/// Two looks at the clocks lie at least this far apart.
+const CLOCK_STEP: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+pub(super) struct Reception {
+    pub(super) config: SessionConfig,
+    /// What clients are told of this server rank.
+    pub(super) address: String,
+    pub(super) buffer: Arc<Buffer>,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) schema: Option<Arc<Schema>>,
+    pub(super) poll: Poll,
+    pub(super) listener: TcpListener,
+    pub(super) listener_ready: bool,
+    /// The process was out of descriptors; accepting is tried again then.
+    pub(super) accept_after: Option<Instant>,
+    /// Connections that have not proved the study key.
+    pub(super) pending: usize,
+    pub(super) connections: Connections,
+    /// Connections with work, each once, in the order of their turns.
+    pub(super) ready: VecDeque<ConnectionId>,
+    pub(super) simulations: Vec<Simulation>,
+    pub(super) room: Room,
+    pub(super) counters: Counters,
+    pub(super) refusals: RefusalLog,
+    pub(super) scratch: Box<[u8]>,
+    /// The time of this turn of the loop.
+    pub(super) now: Instant,
+    /// Messages since the last poll.
+    pub(super) messages: usize,
+    /// Simulations that changed since somebody asked.
+    pub(super) dirty: Vec<u32>,
+    /// One of the changes is worth waking somebody for.
+    pub(super) urgent: bool,
+    /// Steps of a simulation: configured, or learned from the first that finalized.
+    pub(super) steps_per_simulation: Option<u64>,
+    pub(super) nb_final: u32,
+    /// Complete steps of simulations that are final and of draws that were replaced.
+    pub(super) settled_steps: u64,
+    pub(super) stopped: bool,
+    pub(super) over: bool,
+    pub(super) closing: bool,
+    /// Why the thread cannot go on.
+    pub(super) fatal: Option<String>,
+    next_look: Option<Instant>,
+}
+
+impl Reception {
+    pub(super) fn new(
+        config: SessionConfig,
+        address: String,
+        buffer: Arc<Buffer>,
+        shared: Arc<Shared>,
+        poll: Poll,
+        mut listener: TcpListener,
+    ) -> io::Result<Self> {
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let now = Instant::now();
+        let mut reception = Self {
+            address,
+            schema: None,
+            poll,
+            listener,
+            listener_ready: true,
+            accept_after: None,
+            pending: 0,
+            connections: Connections::default(),
+            ready: VecDeque::new(),
+            simulations: (0..config.planned).map(|_| Simulation::new()).collect(),
+            room: Room::new(buffer.assembly_slots()),
+            counters: Counters::default(),
+            refusals: RefusalLog::new(now),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            now,
+            messages: 0,
+            dirty: Vec::new(),
+            urgent: false,
+            steps_per_simulation: config.nb_time_steps,
+            nb_final: 0,
+            settled_steps: 0,
+            stopped: false,
+            over: false,
+            closing: false,
+            fatal: None,
+            next_look: None,
+            ledger: Arc::clone(&shared.ledger),
+            config,
+            buffer,
+            shared,
+        };
+        reception.check_over();
+        Ok(reception)
+    }
+
+    /// Receives until the session is closed.
+    ///
+    /// # Errors
+    /// What keeps it from going on, in words.
+    pub(super) fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            if self.ready.is_empty() || self.messages >= MESSAGES_PER_POLL {
+                self.poll_sockets(&mut events)?;
+            }
+            self.now = Instant::now();
+            while let Ok(command) = commands.try_recv() {
+                command(self);
+            }
+            if self.closing {
+                return Ok(());
+            }
+            if self.shared.room.swap(false, Ordering::Acquire) {
+                self.serve_room();
+            }
+            self.accept();
+            for _ in 0..self.ready.len() {
+                if let Some(id) = self.ready.pop_front() {
+                    self.turn(id);
+                }
+            }
+            if self.next_look.is_some_and(|look| look <= self.now) {
+                self.look_at_clocks();
+            }
+            if let Some(error) = self.fatal.take() {
+                return Err(error);
+            }
+            if std::mem::take(&mut self.urgent) {
+                self.shared.board.tell();
+            }
+        }
+    }
+
+    fn poll_sockets(&mut self, events: &mut Events) -> Result<(), String> {
+        self.messages = 0;
+        let timeout = if self.ready.is_empty() && !self.can_accept(Instant::now()) {
+            self.next_look.map(|look| look.saturating_duration_since(Instant::now()))
+        } else {
+            Some(Duration::ZERO)
+        };
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(format!("the receiving thread cannot poll its sockets: {error}")),
+        }
+        for event in events.iter() {
+            match event.token() {
+                WAKER => {}
+                LISTENER => self.listener_ready = true,
+                Token(token) => {
+                    let Some(id) = self.connections.at(token - FIRST_CONNECTION) else { continue };
+                    let Some(connection) = self.connections.get_mut(id) else { continue };
+                    connection.peer_closed |= event.is_read_closed() || event.is_error();
+                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                        connection.became_readable();
+                    }
+                    if event.is_writable() {
+                        self.flush(id);
+                    }
+                    self.enqueue(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a connection with work on the ready list.
+    pub(super) fn enqueue(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !connection.queued
+            && connection.has_work()
+        {
+            connection.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Takes a connection in and gives it its first turn.
+    pub(super) fn insert(&mut self, connection: Connection) -> io::Result<()> {
+        let id = self.connections.insert(connection);
+        self.pending += 1;
+        let token = Token(id.index as usize + FIRST_CONNECTION);
+        if let Some(connection) = self.connections.get_mut(id) {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let registered = self.poll.registry().register(connection.socket_mut(), token, interest);
+            if let Err(error) = registered {
+                self.remove(id);
+                return Err(error);
+            }
+        }
+        self.enqueue(id);
+        Ok(())
+    }
+
+    /// Sends a frame, as much of it as the kernel takes now; the rest follows when it takes more.
+    pub(super) fn send(&mut self, id: ConnectionId, frame: &[u8]) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.send(frame);
+            self.flush(id);
+        }
+    }
+
+    pub(super) fn flush(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.flush().is_err()
+        {
+            // The read path finds the same error, or what the peer sent before it went, and deals with it.
+            connection.peer_closed = true;
+            connection.became_readable();
+            self.enqueue(id);
+        }
+    }
+
+    /// Closes a connection; nothing of its simulation is touched.
+    pub(super) fn remove(&mut self, id: ConnectionId) {
+        if let Some(mut connection) = self.connections.remove(id) {
+            self.pending -= usize::from(!connection.authenticated);
+            // A failure leaves nothing behind: closing the descriptor ends its registration too.
+            let _ = self.poll.registry().deregister(connection.socket_mut());
+        }
+    }
+
+    /// Looks at the clocks at `time` at the latest.
+    pub(super) fn look_by(&mut self, time: Instant) {
+        let time = time.max(self.now + CLOCK_STEP);
+        self.next_look = Some(self.next_look.map_or(time, |look| look.min(time)));
+    }
+
+    /// Forgets when to look at the clocks; whoever has one says so anew.
+    pub(super) const fn clear_look(&mut self) {
+        self.next_look = None;
+    }
+
+    /// Takes note that a simulation's state changed; `urgent` changes wake who waits for them.
+    pub(super) fn changed(&mut self, simulation: u32, urgent: bool) {
+        let entry = &mut self.simulations[simulation as usize];
+        if !std::mem::replace(&mut entry.dirty, true) {
+            self.dirty.push(simulation);
+        }
+        self.urgent |= urgent;
+    }
+
+    pub(super) fn set_status(&mut self, simulation: u32, status: Status) {
+        let entry = &mut self.simulations[simulation as usize];
+        if entry.status != status {
+            entry.status = status;
+            self.changed(simulation, true);
+        }
+    }
+
+    /// Ends reception once every simulation is final and every complete sample is in the training buffer.
+    pub(super) fn check_over(&mut self) {
+        if !self.over && self.nb_final == self.config.planned && self.room.is_drained() {
+            self.over = true;
+            self.buffer.close();
+            self.shared.over.store(true, Ordering::Release);
+            self.urgent = true;
+            log::info!(
+                "reception is over: {} simulations finished, {} dropped, {} time steps received",
+                self.counters.simulations_finished,
+                self.counters.simulations_dropped,
+                self.counters.samples_received
+            );
+        }
+    }
+}
