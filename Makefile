@@ -1,0 +1,79 @@
+# `make help` lists what there is to make. Variables that a user may set:
+#   PYTHON  Python to make the virtual environment with
+#   VENV    the virtual environment; one of your own is used with the torch that is in it
+#   TORCH   what pip installs as PyTorch, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+export PYTHON VENV TORCH
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+BIN := $(abspath $(VENV))/bin
+STAMPS := $(VENV)/.melissa
+STEP := ci/step.sh
+
+# What the extension and the package's metadata are made from.
+BUILD_INPUTS := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name Cargo.toml -o -name '*.rs')
+
+# So that cargo and maturin build PyO3 for the same interpreter.
+export PYO3_PYTHON := $(BIN)/python
+# The tests start `python` and `mpiexec`: those of the environment.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help demo test lint rust-test python-test bench wheel clean tools environment
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
+	@sed -n '/^# .*Variables/,/^PYTHON/s/^#//p' Makefile | sed '1s/.*/\nVariables:/'
+
+demo: $(STAMPS)/extension-release ## build everything and run the heat study to its end
+	@ci/demo.sh
+
+test: lint rust-test python-test ## install what the tests need and run them all
+
+lint: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## format, style and types, of Python and of Rust
+	@$(STEP) "ruff check" ruff check
+	@$(STEP) "ruff format" ruff format --check
+	@STEP_DETAIL=1 $(STEP) "mypy" mypy
+	@STEP_DETAIL=1 $(STEP) "stubtest" stubtest --mypy-config-file pyproject.toml melissa._melissa
+	@$(STEP) "rustfmt" cargo fmt --check
+	@CARGO_TARGET_DIR=target/clippy $(STEP) "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+
+rust-test: environment ## the tests in Rust
+	@$(STEP) "cargo test" cargo test --locked --workspace --exclude melissa-py
+
+python-test: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
+	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q
+
+bench: $(STAMPS)/requirements-test $(STAMPS)/extension-release ## time the parts against their bounds
+	@python -m pytest benches -q
+
+wheel: environment ## build the wheel, into dist/
+	@STEP_DETAIL=1 $(STEP) "wheel" maturin build --release --locked --out dist
+
+clean: ## remove what was built, and the environment of the checkout
+	rm -rf target dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+tools:
+	@ci/tools.sh
+
+environment: tools
+	@ci/environment.sh
+
+$(STAMPS)/requirements-test: pyproject.toml | environment
+	@$(STEP) "requirements of the tests" ci/requirements.sh test
+	@touch $@
+
+# The package is installed in place, so there is one build at a time: that of the tests, or that of the demo.
+$(STAMPS)/extension-dev: $(BUILD_INPUTS) | environment
+	@$(STEP) "extension (dev)" ci/extension.sh dev
+	@rm -f $(STAMPS)/extension-release && touch $@
+
+$(STAMPS)/extension-release: $(BUILD_INPUTS) | environment
+	@$(STEP) "extension (release)" ci/extension.sh release
+	@rm -f $(STAMPS)/extension-dev && touch $@
