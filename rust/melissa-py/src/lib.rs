@@ -8,6 +8,7 @@ mod buffer;
 mod client;
 mod errors;
 mod log_bridge;
+mod receiver;
 mod wait;
 
 use pyo3::prelude::pymodule;
@@ -22,6 +23,8 @@ mod _melissa {
     use super::client::PyClient;
     #[pymodule_export]
     use super::log_bridge::take_log;
+    #[pymodule_export]
+    use super::receiver::{PyReceiver, PySimulationState};
     use pyo3::prelude::*;
 
     #[pymodule_init]

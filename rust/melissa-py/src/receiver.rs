@@ -253,7 +253,10 @@ impl PyReceiver {
         out.set_item("duplicates_refused", counters.duplicates_refused)?;
         out.set_item("room_wait_s", counters.room_wait_seconds)?;
         out.set_item("samples_waiting", counters.samples_waiting)?;
-        out.set_item("expected_samples", counters.expected_samples.map_or(-1, |n| n.try_into().unwrap_or(-1)))?;
+        out.set_item(
+            "expected_samples",
+            counters.expected_samples.map_or(-1, |n| n.try_into().unwrap_or(-1)),
+        )?;
         out.set_item("simulations_finished", counters.simulations_finished)?;
         out.set_item("simulations_dropped", counters.simulations_dropped)?;
         Ok(out)
@@ -261,8 +264,7 @@ impl PyReceiver {
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         let session = self.session(py)?;
-        py.detach(|| session.stop());
-        Ok(())
+        py.detach(|| session.stop()).map_err(|error| session_error(py, &error))
     }
 
     #[pyo3(signature = (final_reason=None))]
@@ -279,8 +281,8 @@ impl PyReceiver {
     fn refusals(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let session = self.session(py)?;
         let refusals = py.detach(|| session.refusals());
-        let forgotten = (refusals.forgotten > 0)
-            .then(|| format!("{} older refusals were not kept", refusals.forgotten));
+        let forgotten =
+            (refusals.forgotten > 0).then(|| format!("{} older refusals were not kept", refusals.forgotten));
         Ok(forgotten.into_iter().chain(refusals.texts).collect())
     }
 
