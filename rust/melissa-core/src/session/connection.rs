@@ -100,7 +100,10 @@ pub(super) enum Stage {
     /// Nobody knows: no `Hello` yet.
     Unknown,
     /// It has called, and has not proved the key.
-    Challenged { hello: Box<Hello>, server_nonce: [u8; 32] },
+    Challenged {
+        hello: Box<Hello>,
+        server_nonce: [u8; 32],
+    },
     Member(Member),
     /// It was refused: it may read why, and what it sends is thrown away.
     Lingering,
@@ -216,9 +219,12 @@ impl Connection {
         match &self.input {
             Input::Header if self.header_have == 0 => None,
             Input::Header => Some(format!("{} of {HEADER_SIZE} bytes of a header", self.header_have)),
-            Input::Control { header, payload } => {
-                Some(format!("{} of {} bytes of a {} frame", payload.len(), header.payload_length, header.kind))
-            }
+            Input::Control { header, payload } => Some(format!(
+                "{} of {} bytes of a {} frame",
+                payload.len(),
+                header.payload_length,
+                header.kind
+            )),
             Input::Placing(header) => Some(format!(
                 "none of the {} bytes of field {} of time step {}",
                 header.payload_length, header.field, header.time_step

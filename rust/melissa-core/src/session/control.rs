@@ -104,7 +104,8 @@ impl Reception {
             return Ok(());
         }
         let draw = entry.draw;
-        let text = format!("simulation {simulation} was given up ({reason}): nothing of it is wanted any more");
+        let text =
+            format!("simulation {simulation} was given up ({reason}): nothing of it is wanted any more");
         let connections = self.end_run(simulation);
         lock(&self.ledger).drop_incomplete(simulation, draw, reason);
         for id in connections {

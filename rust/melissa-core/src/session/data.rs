@@ -80,7 +80,9 @@ impl Reception {
                 }
                 let window = left.min(self.scratch.len());
                 let came = connection.read_bytes(&mut self.scratch[..window]);
-                if let (Ok(Came::Bytes(bytes)), Input::Control { payload, .. }) = (&came, &mut connection.input) {
+                if let (Ok(Came::Bytes(bytes)), Input::Control { payload, .. }) =
+                    (&came, &mut connection.input)
+                {
                     payload.extend_from_slice(&self.scratch[..*bytes]);
                 }
                 came
@@ -157,7 +159,8 @@ impl Reception {
         match &connection.stage {
             Stage::Lingering => {}
             Stage::Unknown | Stage::Challenged { .. } => {
-                return self.hang_up(id, &format!("it {how} after {bytes} bytes, without proving the study key"));
+                return self
+                    .hang_up(id, &format!("it {how} after {bytes} bytes, without proving the study key"));
             }
             Stage::Member(member) => {
                 let (simulation, rank) = (member.simulation, member.rank);
@@ -167,7 +170,9 @@ impl Reception {
                         let steps = self.simulations[simulation as usize].steps;
                         let text = match &torn {
                             Some(torn) => format!("{who} {how} in the middle of a frame, after {torn}"),
-                            None => format!("{who} {how} before it finalized, after {steps} complete time steps"),
+                            None => {
+                                format!("{who} {how} before it finalized, after {steps} complete time steps")
+                            }
                         };
                         if torn.is_some() {
                             self.counters.connections_refused += 1;
@@ -238,7 +243,8 @@ impl Reception {
     /// A control frame is complete.
     fn on_control(&mut self, id: ConnectionId) -> Result<Advance, Refusal> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(Advance::Idle) };
-        let Input::Control { header, payload } = std::mem::replace(&mut connection.input, Input::Header) else {
+        let Input::Control { header, payload } = std::mem::replace(&mut connection.input, Input::Header)
+        else {
             return Ok(Advance::Idle);
         };
         match header.kind {
@@ -253,7 +259,9 @@ impl Reception {
     fn check_data(&self, id: ConnectionId, header: &Header) -> Result<(), Refusal> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
         check_sender(connection, header)?;
-        let Some(Phase::Streaming(shares)) = connection.member().map(|member| &member.phase) else { return Ok(()) };
+        let Some(Phase::Streaming(shares)) = connection.member().map(|member| &member.phase) else {
+            return Ok(());
+        };
         let Some(share) = shares.get(header.field as usize) else {
             return Err(Refusal::new(
                 code::FIELD,
@@ -436,9 +444,10 @@ impl Reception {
 
     /// Counts a time step that came after the study was stopped.
     pub(super) fn count_stopped(&mut self, id: ConnectionId, header: &Header) {
-        let Some(member) = self.connections.get(id).and_then(|connection| connection.member()) else { return };
-        let key =
-            SampleKey { simulation: member.simulation, draw: member.draw, time_step: header.time_step };
+        let Some(member) = self.connections.get(id).and_then(|connection| connection.member()) else {
+            return;
+        };
+        let key = SampleKey { simulation: member.simulation, draw: member.draw, time_step: header.time_step };
         // Steps out of range and a closed ledger: nothing of them is to be counted.
         if let Err(error) = lock(&self.ledger).declare(key) {
             log::debug!("a time step that came after the stop is not counted: {error}");
@@ -449,9 +458,7 @@ impl Reception {
 /// Data and Finalize name the simulation and the rank that the handshake proved.
 fn check_sender(connection: &Connection, header: &Header) -> Result<(), Refusal> {
     match connection.member() {
-        Some(member)
-            if (header.simulation, header.client_rank) != (member.simulation, member.rank) =>
-        {
+        Some(member) if (header.simulation, header.client_rank) != (member.simulation, member.rank) => {
             Err(Refusal::new(
                 code::PROTOCOL,
                 format!(

@@ -58,7 +58,9 @@ impl Reception {
                         .and_then(|()| self.insert(Connection::new(socket, peer, self.now, deadline)));
                     match taken {
                         Ok(()) => self.look_by(deadline),
-                        Err(error) => log::warn!("the connection of {peer} broke while it was accepted: {error}"),
+                        Err(error) => {
+                            log::warn!("the connection of {peer} broke while it was accepted: {error}")
+                        }
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.listener_ready = false,
@@ -77,8 +79,7 @@ impl Reception {
 
     /// `Hello`: answers with this side's proof.
     pub(super) fn on_hello(&mut self, id: ConnectionId, payload: &[u8]) -> Result<(), Refusal> {
-        let hello: Hello =
-            parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
+        let hello: Hello = parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
         if hello.protocol != PROTOCOL {
             return Err(Refusal::new(
                 code::PROTOCOL,
@@ -110,8 +111,7 @@ impl Reception {
     pub(super) fn on_proof(&mut self, id: ConnectionId, payload: &[u8]) -> Result<(), Refusal> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(()) };
         let Stage::Challenged { hello, server_nonce } = &connection.stage else { return Ok(()) };
-        let proof: Proof =
-            parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
+        let proof: Proof = parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
         if !verify(&self.config.key, Side::Client, &transcript(hello, *server_nonce), &proof.proof) {
             return Err(Refusal::new(
                 code::KEY,
@@ -175,7 +175,10 @@ impl Reception {
             ));
         }
         if self.stopped {
-            return Err(Refusal::new(code::STOPPED, "the study is being stopped: no data is wanted any more"));
+            return Err(Refusal::new(
+                code::STOPPED,
+                "the study is being stopped: no data is wanted any more",
+            ));
         }
         let planned = self.config.planned;
         if simulation >= planned {
@@ -191,7 +194,10 @@ impl Reception {
         if entry.status.is_final() {
             return Err(Refusal::new(
                 code::FINISHED,
-                format!("simulation {simulation} is {} already: nothing of it is wanted any more", entry.status),
+                format!(
+                    "simulation {simulation} is {} already: nothing of it is wanted any more",
+                    entry.status
+                ),
             ));
         }
         if entry.attempt == 0 {
@@ -244,7 +250,8 @@ impl Reception {
                 "rank {rank} of simulation {simulation}, attempt {attempt}, has finalized already"
             )),
             None => {
-                let text = format!("rank {rank} of simulation {simulation} lost its connection and came again");
+                let text =
+                    format!("rank {rank} of simulation {simulation} lost its connection and came again");
                 self.break_attempt(simulation, None, &text, &Refusal::new(code::ATTEMPT, text.clone()));
                 Ok(())
             }

@@ -23,9 +23,8 @@ pub(super) struct Layout {
 
 /// What a rank declares, in the order of the study's fields.
 pub(super) fn in_order(join: &Join, names: &[String]) -> Result<Vec<Declared>, Refusal> {
-    let quoted = |names: &[String]| {
-        names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
-    };
+    let quoted =
+        |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     if let Some(unknown) = join.fields.iter().find(|field| !names.contains(&field.name)) {
         let nearest = names.iter().min_by_key(|name| distance(name, &unknown.name));
         let hint = nearest.map_or_else(String::new, |name| format!("; the nearest is \"{name}\""));
@@ -49,11 +48,7 @@ pub(super) fn in_order(join: &Join, names: &[String]) -> Result<Vec<Declared>, R
             ),
         ));
     }
-    Ok(names
-        .iter()
-        .filter_map(find)
-        .map(|field| Declared { dtype: field.dtype, size: field.size })
-        .collect())
+    Ok(names.iter().filter_map(find).map(|field| Declared { dtype: field.dtype, size: field.size }).collect())
 }
 
 /// Puts the ranks' shares behind one another and compares the whole with the study's schema, if there is one.
@@ -71,7 +66,10 @@ pub(super) fn lay_out(
         for (rank, share) in shares.iter().enumerate() {
             offsets[rank].push(end);
             end = end.checked_add(share[index].size).ok_or_else(|| {
-                Refusal::new(code::SIZE, format!("field \"{name}\": the ranks' sizes add up to more than 2^64"))
+                Refusal::new(
+                    code::SIZE,
+                    format!("field \"{name}\": the ranks' sizes add up to more than 2^64"),
+                )
             })?;
         }
         let dtype = common_dtype(shares, index, name, data_type, known)?;
@@ -95,7 +93,10 @@ pub(super) fn lay_out(
             ));
         }
         let size = usize::try_from(end).map_err(|_| {
-            Refusal::new(code::SIZE, format!("field \"{name}\" has {end} elements, more than can be addressed"))
+            Refusal::new(
+                code::SIZE,
+                format!("field \"{name}\" has {end} elements, more than can be addressed"),
+            )
         })?;
         fields.push(Field { name: name.clone(), dtype, size });
     }
@@ -112,16 +113,23 @@ fn common_dtype(
 ) -> Result<Dtype, Refusal> {
     let wanted = |sent: Dtype| match known {
         // A float becomes the float that the buffer holds already, whoever bound it.
-        Some(known) if data_type != DataType::AsSent && sent.is_float() && known.dtype.is_float() => known.dtype,
+        Some(known) if data_type != DataType::AsSent && sent.is_float() && known.dtype.is_float() => {
+            known.dtype
+        }
         _ => data_type.wanted(sent),
     };
     let first = shares[0][index].dtype;
-    if let Some((rank, other)) =
-        shares.iter().map(|share| share[index].dtype).enumerate().find(|&(_, dtype)| wanted(dtype) != wanted(first))
+    if let Some((rank, other)) = shares
+        .iter()
+        .map(|share| share[index].dtype)
+        .enumerate()
+        .find(|&(_, dtype)| wanted(dtype) != wanted(first))
     {
         return Err(Refusal::new(
             code::DTYPE,
-            format!("field \"{name}\": rank 0 declares {first} and rank {rank} declares {other}: they must agree"),
+            format!(
+                "field \"{name}\": rank 0 declares {first} and rank {rank} declares {other}: they must agree"
+            ),
         ));
     }
     match known {

@@ -51,7 +51,8 @@ fn advertised(config: &SessionConfig, bound: SocketAddr) -> Result<String, Sessi
         Some(host) => Ok(format!("{host}:{port}")),
         None if bound.ip().is_unspecified() => Err(SessionError::Listen {
             host: config.host.clone(),
-            reason: "this means every interface, and clients need one address: say which they shall use".into(),
+            reason: "this means every interface, and clients need one address: say which they shall use"
+                .into(),
         }),
         None => Ok(bound.to_string()),
     }

@@ -22,8 +22,7 @@ const DISTRIBUTION: &str = "round_robin";
 impl Reception {
     /// `Join`: the rank's fields; the answer comes when all ranks have joined.
     pub(super) fn on_join(&mut self, id: ConnectionId, payload: &[u8]) -> Result<(), Refusal> {
-        let join: Join =
-            parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
+        let join: Join = parse(payload).map_err(|error| Refusal::new(code::PROTOCOL, error.to_string()))?;
         let fields = in_order(&join, &self.config.field_names)?;
         let Some(member) = self.connections.get_mut(id).and_then(|connection| connection.member_mut()) else {
             return Ok(());
@@ -90,7 +89,11 @@ impl Reception {
         for (rank, id, declared) in members {
             let shares = layout.fields.iter().zip(&layout.offsets[rank]).zip(&declared);
             let shares = shares
-                .map(|((field, &offset), declared)| Share { dtype: field.dtype, offset, count: declared.size })
+                .map(|((field, &offset), declared)| Share {
+                    dtype: field.dtype,
+                    offset,
+                    count: declared.size,
+                })
                 .collect();
             let fields = layout.fields.iter().zip(&layout.offsets[rank]).zip(0..);
             let welcome = Welcome {
@@ -126,8 +129,7 @@ impl Reception {
     /// simulation is gone, or the study with it.
     fn layout(&mut self, simulation: u32) -> Result<Option<Layout>, Refusal> {
         let Some(run) = &self.simulations[simulation as usize].run else { return Ok(None) };
-        let shares: Vec<&[Declared]> =
-            run.ranks.values().filter_map(|rank| rank.fields.as_deref()).collect();
+        let shares: Vec<&[Declared]> = run.ranks.values().filter_map(|rank| rank.fields.as_deref()).collect();
         let names = &self.config.field_names;
         let known = self.schema.clone().or_else(|| {
             // Bound by a put from Python; with other fields, binding below says so.
@@ -140,7 +142,9 @@ impl Reception {
                 .map_err(|error| Refusal::new(code::SIZE, error.to_string()))?;
             let schema = Arc::new(schema);
             if let Err(error) = self.buffer.bind(Arc::clone(&schema)) {
-                let text = format!("simulation {simulation} has joined first, and its samples cannot be kept: {error}");
+                let text = format!(
+                    "simulation {simulation} has joined first, and its samples cannot be kept: {error}"
+                );
                 self.fatal = Some(text);
                 let code = match error {
                     BufferError::Memory { .. } | BufferError::Map { .. } => code::MEMORY,

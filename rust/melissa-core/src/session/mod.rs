@@ -92,9 +92,7 @@ impl Board {
             }
             news = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => return Ok(()),
-                Some(left) => {
-                    self.changed.wait_timeout(news, left).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(left) => self.changed.wait_timeout(news, left).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.changed.wait(news).unwrap_or_else(PoisonError::into_inner),
             };
         }
@@ -160,9 +158,8 @@ impl Session {
             shared.room.store(true, Ordering::Release);
             wake(waker);
         }));
-        let reception =
-            Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listener)
-                .map_err(thread_error)?;
+        let reception = Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listener)
+            .map_err(thread_error)?;
         let (commands, received) = channel();
         let thread = std::thread::Builder::new()
             .name("melissa-session".into())
@@ -337,7 +334,9 @@ fn receive(mut reception: Reception, commands: &Receiver<Command>) {
             reception.buffer.fail(text.clone());
         }
         End::Closed if !reception.over => {
-            reception.buffer.fail("the receiving session was closed before every simulation was final".into());
+            reception
+                .buffer
+                .fail("the receiving session was closed before every simulation was final".into());
         }
         End::Closed => {}
     }

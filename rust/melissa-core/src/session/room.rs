@@ -283,7 +283,9 @@ impl Reception {
         if let Some(text) = self.buffer.failure() {
             self.fatal = Some(text.to_owned());
         } else if self.buffer.is_closed() && !self.over {
-            log::warn!("the training buffer was closed while simulations were still sending: the study stops");
+            log::warn!(
+                "the training buffer was closed while simulations were still sending: the study stops"
+            );
             self.stop();
         }
     }

@@ -42,7 +42,14 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) const fn new(size: u32) -> Self {
-        Self { size, ranks: BTreeMap::new(), assembly: None, promised: false, nb_finalized: 0, wants_slot: false }
+        Self {
+            size,
+            ranks: BTreeMap::new(),
+            assembly: None,
+            promised: false,
+            nb_finalized: 0,
+            wants_slot: false,
+        }
     }
 
     pub(super) const fn has_several_ranks(&self) -> bool {

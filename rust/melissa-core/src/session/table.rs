@@ -26,7 +26,8 @@ impl Connections {
     }
 
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Connection> {
-        let entry = self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
+        let entry =
+            self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
         let connection = entry.connection.take()?;
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(id.index);
@@ -39,17 +40,15 @@ impl Connections {
     }
 
     pub(super) fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        let entry = self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
+        let entry =
+            self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
         entry.connection.as_deref_mut()
     }
 
     /// The tenant of a place now.
     pub(super) fn at(&self, index: usize) -> Option<ConnectionId> {
         let entry = self.entries.get(index)?;
-        entry
-            .connection
-            .as_ref()
-            .map(|_| ConnectionId { index: index as u32, generation: entry.generation })
+        entry.connection.as_ref().map(|_| ConnectionId { index: index as u32, generation: entry.generation })
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ConnectionId> + '_ {

@@ -1,0 +1,6 @@
+//! The receiving session over real sockets: each test is a small study on the loopback interface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod client;
+mod reception;
+mod study;
