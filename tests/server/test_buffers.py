@@ -1,4 +1,4 @@
-"""The training buffers by their reference names: their laws (design §5), and what study code does with them."""
+"""The training buffers by their reference names: their laws (design §5), and what studies do with them."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ capacities = st.integers(2, 12)
 
 
 def play(buffer, schedule, check):
-    """Run a schedule; what would wait is left out. Returns (put, delivered before the end, delivered after it)."""
+    """Run a schedule; what would wait is left out. Returns (put, delivered before the end, after)."""
     put, delivered = 0, []
     for is_put in schedule:
         try:

@@ -36,10 +36,8 @@ class PlayedReceiver:
         return states
 
     def report(self, simulation_id, status, attempt=1, steps=0, error=""):
-        state = SimpleNamespace(
-            simulation_id=simulation_id, attempt=attempt, draw=0, status=status, steps_complete=steps, host="here",
-            error=error,
-        )  # fmt: skip
+        state = SimpleNamespace(simulation_id=simulation_id, attempt=attempt, draw=0, status=status)
+        state.steps_complete, state.host, state.error = steps, "here", error
         self.states.append(state)
 
     def register(self, simulation_id, attempt, draw, parameters):

@@ -12,7 +12,7 @@ import melissa
 from melissa.exceptions import MelissaError
 from melissa.launcher.config import load_config
 from melissa.server.base_server import BaseServer
-from melissa.server.communicator import number_of_ranks
+from melissa.server.communicator import process_rank
 from melissa.server.ending import StudyInterrupted
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
@@ -39,15 +39,6 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _rank() -> int:
-    """Return this process's rank; MPI is asked only where there are several."""
-    if number_of_ranks() == 1:
-        return 0
-    from mpi4py import MPI
-
-    return int(MPI.COMM_WORLD.Get_rank())
-
-
 def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
     config, _, _ = load_config(options.config_name, options.project_dir, output_dir=environment.output_dir)
     logger.setLevel(_level(config["study_options"]["verbosity"]))
@@ -69,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"melissa-server: {error}", file=sys.stderr)
         return 1
     signals = SignalWatch()
-    configure_logger(environment.output_dir / f"melissa_server_{_rank()}.log", 3, terminal=True)
+    configure_logger(environment.output_dir / f"melissa_server_{process_rank()}.log", 3, terminal=True)
     link = None
     try:
         link = launcher_link()
@@ -85,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         # SystemExit of the user's code as well: a server that leaves without a word would hang the study.
         report_failure(error, link)
         return 1
-    return server._ending.stop_status
+    return server.exit_status
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from melissa.exceptions import ConfigurationFileError, FatalError
+from melissa.launcher.defaults import merge_defaults
 from melissa.launcher.message import Message, decode
 from melissa.server.client_script import ClientScripts
 from melissa.server.communicator import make_communicator
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
-from melissa.launcher.defaults import merge_defaults
 from melissa.server.ending import StudyEnding
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
@@ -100,6 +100,7 @@ class BaseServer(ABC):
         self.no_fault_tolerance = not launcher_config["fault_tolerance"]
         self._job_limit: int = launcher_config["job_limit"]
         self._is_receiving = False
+        self.exit_status = 0
         self._parameter_sampler: Any = None
 
     # Parameters.

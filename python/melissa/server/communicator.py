@@ -14,7 +14,14 @@ from typing import Any
 
 from melissa.exceptions import ConfigurationFileError
 
-__all__ = ["Communicator", "MpiProcesses", "SingleProcess", "make_communicator", "number_of_ranks"]
+__all__ = [
+    "Communicator",
+    "MpiProcesses",
+    "SingleProcess",
+    "make_communicator",
+    "number_of_ranks",
+    "process_rank",
+]
 
 RANKS_VARIABLE = "MELISSA_NB_SERVER_RANKS"
 
@@ -134,6 +141,15 @@ def number_of_ranks(environment: Mapping[str, str] = os.environ) -> int:
             f"{RANKS_VARIABLE} is {text!r}: a number of server ranks, 1 or more, was expected"
         )
     return int(text)
+
+
+def process_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return this process's rank among the server's; MPI is asked only where there are several."""
+    if number_of_ranks(environment) == 1:
+        return 0
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.Get_rank())
 
 
 def make_communicator(

@@ -84,8 +84,8 @@ class StudyControl:
     PROGRESS_PERIOD = 0.5
     RATE_WINDOW = 5.0
     REMINDER_PERIOD = 30.0
-    STOP_GRACE = 10.0
-    CANCEL_GRACE = 30.0
+    STOP_GRACE = 2.0
+    CANCEL_GRACE = 10.0
 
     def __init__(
         self,
@@ -329,7 +329,7 @@ class StudyControl:
         raise FatalError(
             f"the first {HOPELESS} clients ended before any time step arrived, so the study is stopped. The "
             "last one: "
-            f"{text}{details}\n  To try it by hand, without a server: sh {self._scripts.path(simulation.id)}"
+            f"{text}{details}\n  To try it by hand, without a server: {self._scripts.path(simulation.id)}"
         )
 
     def _drop(self, simulation: Simulation) -> None:

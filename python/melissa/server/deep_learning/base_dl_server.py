@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
 from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration, WaitTimeout
 from melissa.launcher.message import Finished, Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
-from melissa.server.communicator import number_of_ranks
 from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.collate import collate
@@ -31,14 +28,16 @@ from melissa.server.deep_learning.hooks import (
 )
 from melissa.server.deep_learning.lanes import BatchSource, FastLane, SampleChecks, ViewLane
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
+from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
 from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
 from melissa.server.deep_learning.tensorboard import TensorboardLogger, convert_tb_logs_to_df, make_tb_logger
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
+from melissa.server.deep_learning.training_loop import run_training, run_validation
 from melissa.server.ending import StudyInterrupted
+from melissa.server.ensemble import Ensemble
 from melissa.server.environment import StudyEnvironment
 from melissa.server.link import Pinger
-from melissa.server.report import StudyReport
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
 
 __all__ = [
@@ -51,33 +50,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("melissa")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def rank_zero_only(function: F) -> F:
-    """Function that can be used as a decorator to enable a function/method being called only on rank 0.
-
-    Inspired by pytorch_lightning. On other ranks the call returns None. A method's rank is that of its
-    object; a function's that of the server process.
-    """
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        rank = getattr(args[0], "rank", None) if args else None
-        if not isinstance(rank, int):
-            rank = _process_rank()
-        return function(*args, **kwargs) if rank == 0 else None
-
-    return cast(F, wrapper)
-
-
-def _process_rank() -> int:
-    if number_of_ranks() == 1:
-        return 0
-    from mpi4py import MPI
-
-    return int(MPI.COMM_WORLD.Get_rank())
 
 
 class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflowMixin):
@@ -159,6 +131,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._valid_dataloader: Iterable[Any] | None = None
         self._tb_logger: TensorboardLogger | None = None
         self._receiver: Receiver | None = None
+        self._ensemble: Ensemble | None = None
         self._wait = PolledWait(self._ending, self._describe_study)
         self._checks: SampleChecks | None = None
         self._has_batch = True
@@ -350,6 +323,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             signifies a successful termination.
         """
         self._progress.training_ends()
+        self.exit_status = exit_
         if exit_ == 1:
             self._finalize_after_failure()
         else:
@@ -359,49 +333,22 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def _finalize_in_order(self, exit_: int) -> None:
         report: dict[str, Any] = {}
-        if self._receiver is not None and self._control is not None:
-            if not self._receiver.reception_over:
-                self._ending.stop("training has ended before all simulations have")
-            self._control.finish()
-            study_report = self._close_ledger(
-                "untrained" if self._ending.stop_reason is None else "stopped_early"
-            )
-            study_report.check()
-            report = study_report.content
+        if self._ensemble is not None:
+            report = self._ensemble.finish().content
         self._close_logs()
         self._needed_link().send(Finished(exit_, report))
         self._close_reception()
 
     def _finalize_after_failure(self) -> None:
         """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
-        steps: list[Callable[[], Any]] = []
-        if self._receiver is not None:
-            steps = [self._receiver.stop, lambda: self._close_ledger("stopped_early")]
-        if self._control is not None:
-            steps.insert(0, self._control.leave)
-        for step in [*steps, self._close_logs, self._close_reception]:
-            try:
-                step()
-            except Exception:
-                logger.warning("while the server ended after its failure:", exc_info=True)
-
-    def _close_ledger(self, final_reason: str) -> StudyReport:
-        """Close the ledger, write the report and log its table."""
-        assert self._receiver is not None
-        assert self._control is not None
-        report = StudyReport.of_study(
-            planned=self.nb_simulations,
-            control=self._control,
-            ledger=self._receiver.ledger(final_reason),
-            counters=self._receiver.counters(),
-            progress=self._progress,
-            rank=self.rank,
-        )
-        for line in report.table():
-            logger.info(line)
-        logger.info(report.waits())
-        report.write(Path(os.getcwd()) / "study_report.json")
-        return report
+        try:
+            report = None if self._ensemble is None else self._ensemble.abort()
+            self._close_logs()
+            if report is not None and self._link is not None:
+                self._link.send(Finished(1, report.content))
+            self._close_reception()
+        except Exception:
+            logger.warning("while the server ended after a failure:", exc_info=True)
 
     def _close_logs(self) -> None:
         if self._tb_logger is None:
@@ -413,8 +360,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             convert_tb_logs_to_df(self.rank)
 
     def _close_reception(self) -> None:
-        if self._receiver is not None:
-            self._receiver.close()
+        if self._ensemble is not None:
+            self._ensemble.close()
         self._is_receiving = False
 
     # Pings.
@@ -536,7 +483,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         addresses = self.comm.allgather(self._receiver.address)
         if self.rank == 0:
             self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
-            self._start_control(
+            control = self._start_control(
                 self._receiver,
                 population=lambda: len(self.buffer),
                 capacity=self.buffer.maxsize,
@@ -545,6 +492,14 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                     reception_over=self.__signal_end_of_reception,
                     tick=self._on_control_tick,
                 ),
+            )
+            self._ensemble = Ensemble(
+                self._receiver,
+                control,
+                self._progress,
+                self._ending,
+                planned=self.nb_simulations,
+                rank=self.rank,
             )
 
     def _join_dataset(self) -> None:
@@ -774,12 +729,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def validation(self, batch_idx: int) -> None:
         """Predefined validation loop agnostic of frameworks."""
-        if self._valid_dataloader is None:
-            return
-        self._on_validation_start(batch_idx)
-        for valid_batch_idx, batch in enumerate(self._valid_dataloader):
-            self._validation_step(batch, valid_batch_idx, batch_idx)
-        self._on_validation_end(batch_idx)
+        run_validation(self, batch_idx)
 
     def _validation(self, batch_idx: int) -> None:
         """Call `validation` if it is time to: on rank 0, every ``nb_batches_update`` batches."""
@@ -789,31 +739,4 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def train(self) -> None:
         """Predefined training loop agnostic of frameworks."""
-        source = self._make_batch_source()
-        batch_idx = self.batch_offset
-        try:
-            while True:
-                delivery = source.next()
-                self._has_batch = delivery is not None
-                if self.other_processes_finished(batch_idx) or delivery is None:
-                    break
-                batch_idx += 1
-                self._on_batch_start(batch_idx)
-                self._training_step(delivery.batch, batch_idx)
-                self._accounting.trained(delivery.samples)
-                self._accounting.waited(source.wait_seconds)
-                # Let go of the arrays before the next batch is asked for: they are used again.
-                del delivery
-                self._on_batch_end(batch_idx)
-                self._monitor_batch(batch_idx)
-                self._validation(batch_idx)
-                self._checkpoint(batch_idx)
-        finally:
-            source.stop()
-        if (
-            batch_idx > self.batch_offset
-            and self.checkpoint_interval > 0
-            and batch_idx % self.checkpoint_interval
-        ):
-            # What was learned since the last interval.
-            self.checkpoint(batch_idx)
+        run_training(self, self._make_batch_source())

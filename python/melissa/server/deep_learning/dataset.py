@@ -95,7 +95,7 @@ class MelissaIterableDataset:
     def __iter__(self) -> Iterator[Any]:
         self._refuse_workers()
         self.has_ended = False
-        source = SampleSource(self.buffer, self._batch_size, self._wait, self._admit)
+        source = SampleSource(self.buffer, self._batch_size, self._wait, self._admit, by_batches=False)
         batch: list[Sample] = []
         while True:
             if len(batch) == self._batch_size:

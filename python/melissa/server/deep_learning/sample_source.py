@@ -73,7 +73,10 @@ class PolledWait:
 
 
 class SampleSource:
-    """Draws the samples of a buffer one by one; `admit` may refuse some, which are passed over."""
+    """Gives the samples of a buffer one by one; `admit` may refuse some, which are passed over.
+
+    They are drawn a batch at a time if `by_batches`, else when they are asked for.
+    """
 
     def __init__(
         self,
@@ -81,12 +84,14 @@ class SampleSource:
         batch_size: int,
         wait: PolledWait,
         admit: Callable[[Sample, SimulationData], bool] | None = None,
+        *,
+        by_batches: bool = True,
     ) -> None:
         self._buffer = buffer
         self._wait = wait
         self._admit = admit
         # A BatchReservoir promises that no sample comes twice in a batch: it is asked for whole ones.
-        self._at_once = batch_size if buffer.kind is BufferType.BatchReservoir else 1
+        self._at_once = batch_size if by_batches or buffer.kind is BufferType.BatchReservoir else 1
         self._drawn: deque[Sample] = deque()
 
     @property

@@ -1,0 +1,97 @@
+"""The simulations of a study as its server sees them: reception, control thread, report at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from melissa.server.control import StudyControl
+from melissa.server.ending import StudyEnding
+from melissa.server.progress import StudyProgress
+from melissa.server.report import StudyReport
+
+if TYPE_CHECKING:
+    from melissa._melissa import Receiver
+
+__all__ = ["Ensemble"]
+
+logger = logging.getLogger("melissa")
+
+
+class Ensemble:
+    """A running ensemble of `planned` simulations, from its first client to the report.
+
+    The report is written to ``study_report.json`` in the working directory.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        control: StudyControl,
+        progress: StudyProgress,
+        ending: StudyEnding,
+        *,
+        planned: int,
+        rank: int = 0,
+    ) -> None:
+        self.receiver = receiver
+        self.control = control
+        self._progress = progress
+        self._ending = ending
+        self._planned = planned
+        self._rank = rank
+
+    def finish(self) -> StudyReport:
+        """End the ensemble in order, once training has ended: wait for the clients, close the ledger.
+
+        A training that has ended before all simulations have ends them early. Raises what failed meanwhile,
+        and `FatalError` when the ledger does not balance.
+        """
+        if not self.receiver.reception_over:
+            self._ending.stop("training has ended before all simulations have")
+        self.control.finish()
+        report = self._close_ledger("untrained" if self._ending.stop_reason is None else "stopped_early")
+        report.check()
+        return report
+
+    def abort(self) -> StudyReport | None:
+        """End the ensemble without waiting for anybody; what goes wrong meanwhile is logged.
+
+        None when no report could be made.
+        """
+        report: StudyReport | None = None
+
+        def close_ledger() -> None:
+            nonlocal report
+            report = self._close_ledger("stopped_early")
+
+        steps: list[Callable[[], Any]] = [self.control.leave, self.receiver.stop, close_ledger]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                logger.warning("while the study ended after a failure:", exc_info=True)
+        return report
+
+    def close(self) -> None:
+        """End the thread that receives."""
+        self.receiver.close()
+
+    def _close_ledger(self, final_reason: str) -> StudyReport:
+        """Close the ledger, log the report's table and write the report."""
+        report = StudyReport.of_study(
+            planned=self._planned,
+            control=self.control,
+            ledger=self.receiver.ledger(final_reason),
+            counters=self.receiver.counters(),
+            progress=self._progress,
+            rank=self._rank,
+        )
+        for line in report.table():
+            logger.info(line)
+        logger.info(report.waits())
+        report.write(Path(os.getcwd()) / "study_report.json")
+        return report
