@@ -1,10 +1,12 @@
 """The local scheduler: states of jobs, their output, and that no process outlives what it belongs to."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from logging.handlers import BufferingHandler
 
 import pytest
 
@@ -220,16 +222,16 @@ def test_hundreds_of_jobs_pass_through(jobs):
     jobs.wait(lambda: all(job.state is State.TERMINATED for job in submitted), timeout=30.0)
 
 
-def test_only_schedulers_that_there_are_can_be_chosen(caplog):
+def test_only_schedulers_that_there_are_can_be_chosen():
     with pytest.raises(UnsupportedConfiguration, match='no scheduler "slurm"'):
         make_scheduler({"scheduler": "slurm"})
     make_scheduler({"scheduler": "local", "scheduler_arg": [], "scheduler_arg_client": []})
 
 
-def test_arguments_for_the_local_scheduler_are_ignored_with_one_warning(caplog, monkeypatch):
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("melissa"), "propagate", True)
+def test_arguments_for_the_local_scheduler_are_ignored_with_one_warning(monkeypatch):
+    log = BufferingHandler(capacity=100)
+    monkeypatch.setattr(logging.getLogger("melissa"), "handlers", [log])
     make_scheduler({"scheduler": "local", "scheduler_arg": ["-n"], "scheduler_arg_client": ["-x"]})
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "scheduler_arg, scheduler_arg_client" in caplog.text
+    (record,) = log.buffer
+    assert record.levelname == "WARNING"
+    assert "scheduler_arg, scheduler_arg_client: ignored" in record.getMessage()

@@ -1,5 +1,6 @@
 """The log: its lines, its levels, and a disk that is full."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -26,8 +27,11 @@ def run(code, *arguments):
 
 @pytest.fixture
 def logger():
+    melissa = logging.getLogger("melissa")
+    before = melissa.level, melissa.propagate
     yield configure_logger
     configure_logger(None, 1, terminal=False)
+    melissa.level, melissa.propagate = before
 
 
 def test_lines_start_with_date_and_time(tmp_path, logger):

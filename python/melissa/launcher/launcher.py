@@ -21,6 +21,7 @@ from rich.text import Text
 from melissa.exceptions import ProtocolError
 from melissa.launcher import message
 from melissa.launcher.client_jobs import ClientJobs
+from melissa.launcher.console import StudyConsole
 from melissa.launcher.server_job import server_request
 from melissa.launcher.signals import SignalWatch
 from melissa.launcher.study_folder import StudyFolder
@@ -117,8 +118,8 @@ class Launcher:
         self._project_dir = project_dir.absolute()
         self._folder = StudyFolder(output_dir.absolute())
         self._overwrite = overwrite
-        self._console = console or Console()
-        self._errors = console or Console(stderr=True)
+        self._console = console or StudyConsole()
+        self._errors = console or StudyConsole(stderr=True)
         self._terminal_verbosity = terminal_verbosity
         self._server_timeout = float(config_dict["launcher_config"]["server_timeout"])
         self._keep_output = bool(config_dict["launcher_config"]["std_output"])
@@ -363,7 +364,8 @@ class Launcher:
                 logger.warning(f"the study has finished, but the server's process {how} after that")
             self._end_jobs()
         elif self._phase in (Phase.STARTING, Phase.RUNNING):
-            self._server_died(f"the server {how}")
+            early = " before it had finished the study" if job.exit_code == 0 else ""
+            self._server_died(f"the server {how}{early}")
         elif self._phase is Phase.STOPPING:
             self._end_jobs()
 
@@ -386,7 +388,7 @@ class Launcher:
             self._enter(Phase.STARTING, REGISTER_TIMEOUT, self._server_never_registered)
 
     def _hear_server(self, until: float | None = None) -> None:
-        """Take the messages that are there; with `until` (monotonic), wait for the channel's end until then."""
+        """Take the messages that are there; with `until` (monotonic), wait as long for the channel's end."""
         while self._channel is not None:
             try:
                 self._channel.flush()

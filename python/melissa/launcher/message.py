@@ -5,7 +5,7 @@
     server -> launcher   Register, SubmitClient, CancelClient, Progress, Failure, Finished, Ping
     launcher -> server   JobUpdate, Stop, Ping
 
-On the channel a message is one JSON object: its fields, and its class name under ``"message"``.
+On the channel a message is one JSON object: its fields, and its class name under ``"type"``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Message:
     def to_dict(self) -> dict[str, Any]:
         """The message as the dictionary that `Channel.send` takes."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"message": type(self).__name__} | {
+        return {"type": type(self).__name__} | {
             name: value.name if isinstance(value, State) else value for name, value in values.items()
         }
 
@@ -182,7 +182,7 @@ def decode(data: bytes | str | Mapping[str, Any]) -> Message:
             raise ProtocolError(f"a message between launcher and server is not JSON: {error}") from error
     if not isinstance(data, Mapping):
         raise ProtocolError(f"a message between launcher and server must be an object, not {data!r:.200}")
-    name = data.get("message")
+    name = data.get("type")
     kind = Message.known.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ProtocolError(

@@ -122,6 +122,7 @@ class LiveView(View):
         """Show on `console`, under the name of the study."""
         super().__init__(console)
         self._title = title
+        self._is_unicode = console.encoding.startswith("utf")
         self._live = Live(console=console, auto_refresh=False)
         self._live.start()
 
@@ -139,11 +140,12 @@ class LiveView(View):
         times = f"{duration(self._figures.elapsed)} elapsed"
         if left is not None:
             times += f", about {duration(left)} left"
+        dot = (" · " if self._is_unicode else " - ", "bright_black")
         return Panel(
             Group(*self._rows(width - 4)),
-            title=Text.assemble(("Melissa", "bold"), (" · ", "bright_black"), self._title),
+            title=Text.assemble(("Melissa", "bold"), dot, self._title),
             title_align="left",
-            subtitle=Text.assemble((self._figures.phase, "bold cyan"), (" · ", "bright_black"), times),
+            subtitle=Text.assemble((self._figures.phase, "bold cyan"), dot, times),
             subtitle_align="right",
             border_style="bright_black",
             width=width,
@@ -194,7 +196,7 @@ class LiveView(View):
 
     def _bar(self, width: int, part: float, whole: float, style: str, mark: float = 0.0) -> Text:
         """Draw `part` of `whole`, empty while the whole is not known; `mark` is a level to be shown on it."""
-        full, empty, marker = "━─┃" if self._console.encoding.startswith("utf") else "#-|"
+        full, empty, marker = "━─┃" if self._is_unicode else "#-|"
         cells = max(6, min(24, width // 3 - 8))
         filled = min(cells, round(cells * part / whole)) if whole > 0 else 0
         bar = Text.assemble((full * filled, style), (empty * (cells - filled), "bright_black"), "  ")

@@ -376,7 +376,7 @@ class Supervisor:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what the launcher takes now and keep the rest: a slow launcher must not stop the supervisor."""
+        """Send what the launcher takes now, keep the rest: a slow launcher must not stop the supervisor."""
         try:
             while self._events:
                 self._events = self._events[self._launcher.send(self._events) :]

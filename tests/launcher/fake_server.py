@@ -1,0 +1,252 @@
+"""Stands for the server in tests of the launcher: real process, real channel, and one of many characters.
+
+Started as ``python fake_server.py CHARACTER`` with the environment that the launcher gives to a server.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from melissa.launcher.message import (
+    CancelClient,
+    Failure,
+    Finished,
+    JobUpdate,
+    Ping,
+    Progress,
+    Register,
+    Stop,
+    SubmitClient,
+    decode,
+)
+from melissa.utility.channel import ChannelClosed, connect
+from melissa.utility.study_key import read_study_key
+
+OUTPUT = Path(os.environ["MELISSA_OUTPUT_DIR"])
+SOLVER = OUTPUT.parent / "solver.sh"
+REPORT = {
+    "simulations": {"planned": 3, "finished": 3, "failed": 0, "resubmitted": 0},
+    "ledger": {
+        "declared": 300,
+        "trained": 290,
+        "dropped": {"client_failed": 0, "stopped_early": 0, "untrained": 10},
+        "duplicates_refused": 0,
+    },
+    "batches": 70,
+    "samples_delivered": 700,
+    "samples_per_second": 311.0,
+    "waits": {"trainer_for_data_s": 0.5, "receiver_for_room_s": 0.0},
+    "seconds": 10.0,
+    "ranks": [],
+    "validation": {"root mean square error": 0.0123},
+}
+
+
+def open_channel():
+    key = read_study_key(os.environ["MELISSA_KEY_FILE"])
+    address, epoch = os.environ["MELISSA_LAUNCHER_ADDRESS"], int(os.environ["MELISSA_STUDY_EPOCH"])
+    return connect(address, key, epoch, "server")
+
+
+def register(channel):
+    channel.send(Register(["127.0.0.1:4711"], os.getpid(), 1).to_dict())
+
+
+def submit(channel, simulation_id, attempt=1, **environment):
+    script = OUTPUT / "client_scripts" / f"client.{simulation_id}.sh"
+    script.write_text(f". {SOLVER}\n")
+    channel.send(SubmitClient(simulation_id, attempt, str(script), environment).to_dict())
+
+
+def report_progress(channel, finished, planned):
+    values = {
+        "simulations_planned": planned,
+        "simulations_finished": finished,
+        "samples_received": 100 * finished,
+        "capacity": 500,
+        "losses": {"Loss/train": 0.5},
+        "phase": "training",
+    }
+    channel.send(Progress(values).to_dict())
+
+
+def wait_for_ends(channel, nb_jobs):
+    """Take messages until `nb_jobs` jobs have ended; all updates are written to updates.json."""
+    updates = []
+    while sum(update.job_state.is_final for update in updates) < nb_jobs:
+        received = decode(channel.recv())
+        if isinstance(received, JobUpdate):
+            updates.append(received)
+            report_progress(channel, sum(update.job_state.is_final for update in updates), nb_jobs)
+    (OUTPUT / "updates.json").write_text(json.dumps([update.to_dict() for update in updates]))
+
+
+def live_on(channel, until=lambda received: False):
+    """Ping until the launcher is gone, or `until` says so of a message."""
+    while True:
+        received = channel.recv(0.1)
+        if received is not None and until(decode(received)):
+            return
+        channel.send(Ping().to_dict())
+
+
+def finish(nb_clients="3"):
+    channel = open_channel()
+    register(channel)
+    for simulation_id in range(int(nb_clients)):
+        submit(channel, simulation_id, EXTRA="from the server")
+    wait_for_ends(channel, int(nb_clients))
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def finish_with_a_crash_after_that():
+    finish("1")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def finish_with_a_client_left():
+    channel = open_channel()
+    register(channel)
+    submit(channel, 0)
+    channel.recv()
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def finish_and_hang():
+    finish("1")
+    time.sleep(1000)
+
+
+def resubmit():
+    channel = open_channel()
+    register(channel)
+    for attempt in (1, 2):
+        submit(channel, 0, attempt)
+        wait_for_ends(channel, 1)
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def cancel():
+    """Submit three, of which two fit; cancel one that runs and the one that waits."""
+    channel = open_channel()
+    register(channel)
+    for simulation_id in range(3):
+        submit(channel, simulation_id)
+    running = 0
+    while running < 2:
+        received = decode(channel.recv())
+        running += isinstance(received, JobUpdate)
+    for simulation_id in (1, 2):
+        channel.send(CancelClient(simulation_id, 1).to_dict())
+    wait_for_ends(channel, 2)
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def crash_at_import():
+    raise ImportError("no module named torrrch")
+
+
+def crash_while_training():
+    channel = open_channel()
+    register(channel)
+    submit(channel, 0)
+    channel.recv()
+    raise ValueError("user's mistake [in brackets]")
+
+
+def tell_of_a_failure():
+    channel = open_channel()
+    register(channel)
+    submit(channel, 0)
+    traceback = 'Traceback (most recent call last):\n  File "study.py", line 3\nValueError: 3'
+    channel.send(Failure("ValueError", "in training_step: 3", traceback).to_dict())
+    sys.exit(1)
+
+
+def tell_of_a_failure_and_hang():
+    channel = open_channel()
+    channel.send(Failure("FatalError", "hopeless solver").to_dict())
+    time.sleep(1000)
+
+
+def end_with_status_zero_but_unfinished():
+    register(open_channel())
+
+
+def finish_with_status_seven():
+    channel = open_channel()
+    register(channel)
+    channel.send(Finished(7, REPORT).to_dict())
+    sys.exit(7)
+
+
+def be_killed():
+    channel = open_channel()
+    register(channel)
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def never_connect():
+    print("importing for ever", file=sys.stderr, flush=True)
+    time.sleep(1000)
+
+
+def never_register():
+    live_on(open_channel())
+
+
+def fall_silent():
+    channel = open_channel()
+    register(channel)
+    submit(channel, 0)
+    time.sleep(1000)
+
+
+def leave_the_channel_and_stay():
+    channel = open_channel()
+    register(channel)
+    channel.close()
+    time.sleep(1000)
+
+
+def talk_nonsense():
+    channel = open_channel()
+    channel.send({"type": "Nonsense"})
+    time.sleep(1000)
+
+
+def ask_before_registering():
+    channel = open_channel()
+    submit(channel, 0)
+    time.sleep(1000)
+
+
+def live(nb_clients="2"):
+    """Live until told to stop, then finish early and in order."""
+    channel = open_channel()
+    register(channel)
+    for simulation_id in range(int(nb_clients)):
+        submit(channel, simulation_id)
+    report_progress(channel, 0, int(nb_clients))
+    live_on(channel, until=lambda received: isinstance(received, Stop))
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def live_and_mind_nothing():
+    """Live on whatever comes."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = open_channel()
+    register(channel)
+    submit(channel, 0)
+    try:
+        live_on(channel)
+    except ChannelClosed:
+        time.sleep(1000)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
