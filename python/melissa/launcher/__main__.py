@@ -26,7 +26,7 @@ A first study, from nothing to a trained surrogate in a few minutes:
 
     melissa-launcher --example heat-pde my-study
     cd my-study
-    melissa-launcher --config_name heat.json
+    melissa-launcher --config_name config_heat.json
 
 Keys of the configuration: melissa-launcher --print-options
 Exit status: 0 the study has finished; 1 it failed; 2 the configuration or the command line is wrong.

@@ -46,7 +46,7 @@ def copy_example(name: str, folder: Path) -> list[Path]:
         try:
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source / file, folder / file)
+                shutil.copyfile(source / file, folder / file)
         except OSError as error:
             raise ExampleError(f"{error.filename} cannot be written: {error.strerror}.") from error
     return [folder / file for file in files]
