@@ -74,16 +74,25 @@ def draw_prediction(
         if name == "error":
             # The few cells at a wall where a front starts would blanch all others: they may leave the scale.
             limit = max(float(np.quantile(np.abs(fields[shown]), 0.99)), 1e-6)
-            images = draw_row(row, fields[shown], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
-            figure.colorbar(images[-1], ax=row, label="predicted - simulated [K]", extend="both", aspect=12)
+            error = draw_row(row, fields[shown], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
+            figure.colorbar(error, ax=row, label="predicted - simulated [K]", extend="both", aspect=15)
         else:
-            images = draw_row(row, fields[shown], temperatures)
-            figure.colorbar(images[-1], ax=row, label="temperature [K]", aspect=12)
-        row[0].set_ylabel(f"{name}\ny [cm]")
+            temperature = draw_row(row, fields[shown], temperatures)
+        row[0].set_ylabel("y [cm]")
+        place = {
+            "xy": (0.0, 0.5),
+            "xycoords": "axes fraction",
+            "xytext": (-50, 0),
+            "textcoords": "offset points",
+        }
+        row[0].annotate(name, **place, rotation=90, va="center", ha="center", weight="bold")
+    of_temperature = axes[: len(rows) - (simulated is not None)]
+    figure.colorbar(temperature, ax=of_temperature, label="temperature [K]", aspect=15 * len(of_temperature))
     for column, step in zip(axes[0], shown, strict=True):
         column.set_title(f"t = {(step + 1) * TIME_STEP:.1f} s")
     for column in axes[-1]:
         column.set_xlabel("x [cm]")
+        column.set(xticks=[0, 5, 10], yticks=[0, 5, 10])
 
     named = zip(PARAMETER_NAMES, parameters, strict=True)
     title = ", ".join(f"{name} {value:.0f} K" for name, value in named)
@@ -93,14 +102,11 @@ def draw_prediction(
     figure.savefig(path, dpi=150)
 
 
-def draw_row(
-    row: Sequence[Axes], fields: NDArray[np.floating], colours: Mapping[str, Any]
-) -> list[AxesImage]:
-    """Draw fields beside each other on one scale of colours."""
-    return [
-        axes.imshow(field, origin="lower", extent=CENTIMETRES, **colours)
-        for axes, field in zip(row, fields, strict=True)
-    ]
+def draw_row(row: Sequence[Axes], fields: NDArray[np.floating], colours: Mapping[str, Any]) -> AxesImage:
+    """Draw fields beside each other on one scale of colours; return the last one."""
+    for axes, field in zip(row, fields, strict=True):
+        image = axes.imshow(field, origin="lower", extent=CENTIMETRES, **colours)
+    return image
 
 
 def rms(values: NDArray[np.floating]) -> float:
