@@ -29,7 +29,7 @@ mkdir -p "$stamps"
 if [[ $(cat "$stamps/torch" 2>/dev/null) != "$torch" ]]; then
     if [[ $torch != torch ]] || ! "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
         read -r -a words <<<"$torch"
-        ci/step.sh "PyTorch ($torch)" "$venv/bin/python" -m pip install "${words[@]}"
+        ci/step.sh "PyTorch" "$venv/bin/python" -m pip install "${words[@]}"
     fi
     printf '%s\n' "$torch" >"$stamps/torch"
 fi
