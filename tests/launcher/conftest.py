@@ -1,5 +1,6 @@
 """Studies of the launcher with a server that is a small script."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -141,6 +142,7 @@ def study(tmp_path):
     study = Study(tmp_path)
     yield study
     for pid in study.processes():
-        os.kill(pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
     if study.launcher is not None:
         study.launcher.communicate()

@@ -146,7 +146,7 @@ def test_cancelled_clients_end_and_waiting_ones_never_start(study):
 
 
 def test_clients_that_are_left_when_the_study_has_finished_are_ended(study):
-    study.solver(DEEP)
+    study.solver("sleep 1000")
     assert study.run("finish_with_a_client_left").returncode == 0
 
 
@@ -182,7 +182,7 @@ def test_a_server_that_crashes_while_training_ends_the_study_and_its_clients(stu
 
 
 def test_a_failure_that_the_server_tells_of_is_shown_as_told(study):
-    study.solver(DEEP)
+    study.solver("sleep 1000")
     result = study.run("tell_of_a_failure")
     assert result.returncode == 1
     assert "error: the server failed with ValueError: in training_step: 3" in result.stderr
@@ -233,10 +233,10 @@ def test_a_server_that_never_registers_is_given_up(study):
 
 
 def test_a_server_that_falls_silent_is_dead_after_twice_its_timeout(study):
-    study.solver(DEEP)
-    result = study.run("fall_silent", server_timeout=0.4)
+    study.solver("sleep 1000")
+    result = study.run("fall_silent", server_timeout=0.25)
     assert result.returncode == 1
-    assert "more than twice the server_timeout (0.4 s)" in result.stderr
+    assert "more than twice the server_timeout (0.25 s)" in result.stderr
 
 
 def test_a_server_that_leaves_the_channel_and_goes_on_is_ended(study):
@@ -270,9 +270,9 @@ def test_the_real_server_is_started_with_the_configuration(study):
     study.output.mkdir()
     (study.output / "melissa.py").write_text("raise SystemExit('the wrong melissa')")
     program = study.project / "shown"
-    program.write_text("#!/bin/sh\necho \"$@\"\nexit 4\n")
+    program.write_text('#!/bin/sh\necho "$@"\nexit 4\n')
     program.chmod(0o755)
-    result = study.run("", server={"preprocessing_commands": [f"exec() {{ shift; {program} \"$@\"; }}"]})
+    result = study.run("", server={"preprocessing_commands": [f'exec() {{ shift; {program} "$@"; }}']})
     assert "ended with status 4" in result.stderr
     arguments = (study.output / "stdout/server.out").read_text().split()
     folder = ["--project_dir", str(study.project)]
@@ -283,7 +283,7 @@ def test_the_real_server_is_started_with_the_configuration(study):
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_signal_stops_the_study_in_order(study, number, status):
-    study.solver(DEEP)
+    study.solver("sleep 1000")
     study.start("live")
     study.wait_for_log("attempt 1: running", 2)
     study.launcher.send_signal(number)
@@ -296,7 +296,7 @@ def test_a_signal_stops_the_study_in_order(study, number, status):
 
 def test_ctrl_c_in_the_terminal_reaches_the_launcher_alone(study):
     """The whole foreground group gets SIGINT there; server and clients must not be in it."""
-    study.solver(DEEP)
+    study.solver("sleep 1000")
     study.start("live")
     study.wait_for_log("attempt 1: running", 2)
     group = os.getpgid(study.launcher.pid)
@@ -396,7 +396,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_study(study):
 
 
 def test_the_live_view_shows_the_study_and_errors_stand_below_it(study):
-    study.solver(DEEP)
+    study.solver("sleep 1000")
     study.start("live", terminal=True)
     study.wait_for_log("attempt 1: running", 2)
     time.sleep(0.5)
@@ -428,16 +428,25 @@ def test_a_scheduler_without_a_descriptor_is_polled(study, monkeypatch):
     assert "3/3 simulations" in console.file.getvalue()
 
 
-def test_an_idle_study_costs_no_processor_time(study):
-    study.solver("sleep 1000")
-    study.start("live", terminal=True)
-    study.wait_for_log("attempt 1: running", 2)
+@pytest.mark.parametrize(
+    ("character", "sign"),
+    [
+        ("live", "simulation 1, attempt 1: running"),
+        ("never_connect", "the server's job is running"),
+        ("leave_the_channel_and_stay", "the channel to the server is closed"),
+        ("finish_and_hang", "the server has finished the study"),
+    ],
+)
+def test_an_idle_study_costs_no_processor_time(study, character, sign):
+    study.solver("exit 0" if character == "finish_and_hang" else "sleep 1000")
+    study.start(character, terminal=True, server_timeout=1.0)
+    study.wait_for_log(sign)
     time.sleep(0.3)
     pids = [study.launcher.pid, study.supervisor()]
     before = [processor_time(pid) for pid in pids]
-    time.sleep(1.5)
+    time.sleep(0.8)
     spent = [after - start for after, start in zip(map(processor_time, pids), before, strict=True)]
-    assert spent[0] < 0.3  # the live view is drawn four times a second
+    assert spent[0] < 0.25  # the live view is drawn four times a second
     assert spent[1] == 0.0
 
 

@@ -1,5 +1,6 @@
 """Processes that a test started, however deep, and a local scheduler."""
 
+import contextlib
 import os
 import select
 import time
@@ -45,7 +46,8 @@ def processes():
     found = Processes()
     yield found
     for pid in found.alive():
-        os.kill(pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 9)
 
 
 class Jobs:

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from logging.handlers import BufferingHandler
 
 import pytest
 
 from melissa.exceptions import UnsupportedConfiguration
+from melissa.scheduler import local
 from melissa.scheduler.factory import make_scheduler
 from melissa.scheduler.job import State
 from melissa.scheduler.scheduler import SchedulerError
@@ -177,6 +179,19 @@ def test_a_dead_supervisor_is_told_and_leaves_nothing(jobs, processes):
     assert not job.is_alive
     with pytest.raises(SchedulerError, match="not running"):
         jobs.submit("exit 0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_supervisor_that_fails_while_it_ends_everything_leaves_nothing(
+    jobs, processes, monkeypatch, number
+):
+    monkeypatch.setattr(local, "_CLOSE_TIMEOUT", 0.5)
+    jobs.submit("trap '' TERM; " + DEEP + "sleep 100")
+    processes.wait_for(7)
+    failing = threading.Timer(0.2, os.kill, [jobs.supervisor, number])
+    failing.start()
+    jobs.scheduler.close(0.6)
+    assert processes.alive() == []
 
 
 def test_the_supervisor_ends_everything_when_it_is_asked_to_end(jobs, processes):

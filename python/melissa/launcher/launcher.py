@@ -169,14 +169,15 @@ class Launcher:
             logger.exception("the launcher failed", extra=ON_TERMINAL)
             raise
         finally:
-            self._view.close()
             ending = self._ending or Ending(1, "the study ended for no known reason")
-            self._folder.conclude("finished" if ending.status == 0 else "failed", ending.reason)
+            state = "finished" if ending.status == 0 else "failed"
+            self._view.enter(state)
+            self._view.close()
+            self._folder.conclude(state, ending.reason)
         self._show_end(ending, time.monotonic() - started)
         return ending.status
 
-    # ---- start and end of everything
-    # -------------------------------------------------------------------------
+    # ---- start and end of everything ----
 
     def _supervise(self) -> None:
         """Start the server and turn the loop until all has ended."""
@@ -239,7 +240,8 @@ class Launcher:
         self._phase_deadline = None
         if timeout is not None and on_timeout is not None:
             self._phase_deadline = time.monotonic() + timeout, on_timeout
-        self._view.enter(phase.value)
+        if phase is not Phase.ENDED:
+            self._view.enter(phase.value)
 
     def _conclude(self, status: int, reason: str, details: str = "", *, blames_server: bool = False) -> None:
         """Write down why the study ends; the first reason is the one that counts."""
@@ -247,6 +249,8 @@ class Launcher:
             self._ending = Ending(status, reason, details, blames_server)
             if status != 0:
                 logger.error(f"{reason}\n{details}".rstrip(), extra=ON_TERMINAL)
+        else:
+            logger.info(f"after the end of the study: {reason}")
 
     def _end_jobs(self, grace: float = END_GRACE) -> None:
         """End every job that is left; the loop ends when they are gone."""
@@ -261,21 +265,22 @@ class Launcher:
     def _all_gone(self) -> bool:
         return not self._server.is_alive and not self._clients.alive
 
-    # ---- the loop
-    # --------------------------------------------------------------------------------------------
+    # ---- the loop ----
 
     def _turn(self) -> None:
         """Wait for whatever comes next, and deal with it."""
         now = time.monotonic()
-        wakes = [self._view.next_refresh, self._next_ping]
+        wakes = [self._view.next_refresh]
         if self._phase_deadline is not None:
             wakes.append(self._phase_deadline[0])
         if (deadline := self._listener.deadline) is not None:
             wakes.append(deadline)
         if self._channel is not None:
-            wakes.append(self._server_heard + 2 * self._server_timeout)
+            wakes.append(self._next_ping)
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._channel.unsent else 0)
             self._selector.modify(self._channel, events)
+        if self._is_server_watched:
+            wakes.append(self._server_heard + 2 * self._server_timeout)
         if self._scheduler.fileno() is None:
             wakes.append(self._next_poll)
         self._selector.select(max(0.0, min(wakes) - now))
@@ -291,16 +296,17 @@ class Launcher:
     def _next_ping(self) -> float:
         return self._server_pinged + min(PING_PERIOD, self._server_timeout / 4)
 
+    @property
+    def _is_server_watched(self) -> bool:
+        """Whether silence of the server is its death: while it is connected and not about to end."""
+        return self._channel is not None and self._phase in (Phase.STARTING, Phase.RUNNING)
+
     def _look_at_clocks(self) -> None:
         now = time.monotonic()
         if self._channel is not None and now >= self._next_ping:
             self._server_pinged = now
             self._tell_server(message.Ping())
-        if (
-            self._channel is not None
-            and self._phase in (Phase.STARTING, Phase.RUNNING)
-            and now - self._server_heard > 2 * self._server_timeout
-        ):
+        if self._is_server_watched and now - self._server_heard > 2 * self._server_timeout:
             self._server_died(
                 f"nothing has come from the server for {now - self._server_heard:.0f} s, more than twice the "
                 f"server_timeout ({self._server_timeout:g} s)"
@@ -331,8 +337,7 @@ class Launcher:
                 return
         self._end_jobs()
 
-    # ---- jobs
-    # ------------------------------------------------------------------------------------------------
+    # ---- jobs ----
 
     def _poll_jobs(self) -> None:
         if self._scheduler.fileno() is None:
@@ -369,8 +374,7 @@ class Launcher:
         elif self._phase is Phase.STOPPING:
             self._end_jobs()
 
-    # ---- the server
-    # ------------------------------------------------------------------------------------------
+    # ---- the server ----
 
     def _accept(self) -> None:
         channel = self._listener.accept(0)
@@ -460,7 +464,7 @@ class Launcher:
         if self._ending is not None:
             self._let_server_end()
             return
-        self._conclude(0, "finished")
+        self._conclude(0, "")
         logger.info("the server has finished the study")
         self._clients.stop_submitting()
         self._enter(Phase.FINISHING, FINISH_TIMEOUT, self._server_does_not_end)
@@ -497,8 +501,7 @@ class Launcher:
     def _server_stderr(self) -> str:
         return last_lines(self._server.error, _SERVER_STDERR_LINES)
 
-    # ---- what the user sees at the end
-    # -----------------------------------------------------------------------
+    # ---- what the user sees at the end ----
 
     def _show_end(self, ending: Ending, seconds: float) -> None:
         if self._report is not None:
@@ -506,7 +509,8 @@ class Launcher:
         if ending.status == 0:
             logger.info(f"the study has finished after {duration(seconds)}")
             return
-        self._errors.print(Text(f"error: {ending.reason}", "bold red"), soft_wrap=True)
+        prefix = "error: " if ending.status == 1 else ""
+        self._errors.print(Text(f"{prefix}{ending.reason}", "bold red"), soft_wrap=True)
         # A server that hung was ended only after the reason had been written down: its last lines came then.
         details = ending.details or (self._server_stderr() if ending.blames_server else "")
         if details:

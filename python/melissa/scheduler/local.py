@@ -121,11 +121,14 @@ class LocalScheduler(Scheduler):
                 break
         connection.close()
         try:
-            process.wait(max(0.1, deadline - time.monotonic()))
+            status = process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            logger.error(f"the supervisor of local jobs (pid {process.pid}) does not end: it is killed")
             process.kill()
-            process.wait()
+            status = process.wait()
+        if status != 0:
+            logger.error(
+                f"while it ended all jobs, the supervisor (pid {process.pid}) {describe_exit(status)}"
+            )
             self._end_orphans(process.pid)
 
     def _take(self, event: dict[str, Any], changed: dict[int, Job]) -> None:
