@@ -16,8 +16,7 @@ from melissa import ParameterSamplerType, TorchServer
 
 FIRST_LEARNING_RATE, LAST_LEARNING_RATE = 3e-3, 3e-5
 
-NB_VALIDATION_SIMULATIONS = 10
-VALIDATION_SEED = 20_000  # the same ten plates whatever the study's seed: studies can be compared
+VALIDATION_SEED = 20_000  # the same plates whatever the study's seed: studies can be compared
 
 
 class HeatServer(TorchServer):
@@ -46,8 +45,10 @@ class HeatServer(TorchServer):
     def on_train_start(self) -> None:
         """Simulate the plates for validation, while the first clients fill the buffer up to its watermark."""
         rng = np.random.default_rng(VALIDATION_SEED)
+        # A key of this study's own: Melissa passes on what it does not know.
+        nb_simulations = self.study_options["validation_simulations"]
         self.validation_parameters = rng.uniform(
-            COLDEST, HOTTEST, size=(NB_VALIDATION_SIMULATIONS, len(PARAMETER_NAMES))
+            COLDEST, HOTTEST, size=(nb_simulations, len(PARAMETER_NAMES))
         )
         time_steps = np.arange(self.nb_time_steps)[:, None]
         inputs, fields = [], []

@@ -37,6 +37,7 @@ def draw_losses(
     label = f"mean field as prediction, {constant_rmse:.1f} K"
     axes.axhline(constant_rmse, color="0.4", linestyle="--", label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left=0)
     axes.set_title("Learning while the simulations run")
     axes.set_xlabel("batches")
