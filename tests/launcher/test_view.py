@@ -74,7 +74,7 @@ def test_the_panel_shows_every_figure(clock):
         "training · 01:23 elapsed",
     ):
         assert figure in text
-    view.close()
+    view.close("finished")
 
 
 def test_the_panel_says_who_waited_lately(clock):
@@ -83,7 +83,7 @@ def test_the_panel_says_who_waited_lately(clock):
     clock.now += 2.0
     view.report(PROGRESS | {"trainer_wait_s": 1.7, "receiver_wait_s": 0.001})
     assert any("trainer for data 25 %, receiver for room < 1 %" in line for line in drawn(view))
-    view.close()
+    view.close("finished")
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 200])
@@ -93,7 +93,7 @@ def test_the_panel_fits_its_terminal(clock, width):
     lines = drawn(view, width)
     assert {len(line) for line in lines} == {min(width, 96)}
     assert len(lines) == 8
-    view.close()
+    view.close("finished")
 
 
 def test_the_watermark_stands_in_the_bar_of_the_buffer(clock):
@@ -103,7 +103,7 @@ def test_the_watermark_stands_in_the_bar_of_the_buffer(clock):
     bar = line.split()[2]
     assert bar.index("┃") / len(bar) == pytest.approx(300 / 500, abs=1 / len(bar))
     assert bar.count("━") / len(bar) == pytest.approx(350 / 500, abs=2 / len(bar))
-    view.close()
+    view.close("finished")
 
 
 def test_a_terminal_without_unicode_gets_plain_bars(clock):
@@ -111,7 +111,7 @@ def test_a_terminal_without_unicode_gets_plain_bars(clock):
     view = LiveView(console, "study.json")
     view.report(PROGRESS | {"losses": {"über": 1.0}})
     view.refresh()
-    view.close()
+    view.close("finished")
     console.file.flush()
     drawn = console.file.buffer.getvalue()
     assert b"####" in drawn
@@ -124,7 +124,7 @@ def test_figures_that_the_server_does_not_know_yet_leave_the_panel_whole(clock):
     assert any("the server is on its way" in line for line in drawn(view))
     view.report({"phase": "starting", "samples_per_second": float("nan"), "losses": None, "batches": "many"})
     assert any("simulations" in line for line in drawn(view))
-    view.close()
+    view.close("finished")
 
 
 def test_lines_come_when_something_has_changed_and_not_too_often(clock):
@@ -145,15 +145,15 @@ def test_lines_come_when_something_has_changed_and_not_too_often(clock):
         "3,900 trained, buffer 350/500, batch 1,234 (31.1/s), Loss/train 0.00123, Loss/valid nan"
     )
     view.report(PROGRESS | {"simulations_finished": 43})
-    view.close()
-    assert "43/100" in console.file.getvalue().splitlines()[2]
+    view.close("finished")
+    assert console.file.getvalue().splitlines()[2].startswith("00:10 finished: 43/100")
 
 
 def test_the_view_fits_what_stdout_is():
     assert isinstance(make_view(Console(file=io.StringIO()), "study.json"), LinesView)
     live = make_view(terminal(), "study.json")
     assert isinstance(live, LiveView)
-    live.close()
+    live.close("finished")
 
 
 def test_a_console_that_is_lost_falls_silent():
@@ -176,7 +176,7 @@ def test_the_time_that_is_left_follows_from_the_work_done(clock):
     assert figures.left == pytest.approx(180)
     figures.report(PROGRESS | {"batches_expected": 2468})
     assert figures.left == pytest.approx(60)
-    figures.report(PROGRESS | {"batches": 2468, "batches_expected": 2468})
+    figures.is_over = True
     assert figures.left is None
 
 

@@ -19,6 +19,7 @@ class StudyFigures:
         """Start the study's clock."""
         self.started = time.monotonic()
         self.phase = "starting"
+        self.is_over = False
         self.values: dict[str, Any] = {}
         self.trainer_wait = 0.0
         """Share of the time between the last two reports that the trainer waited for data."""
@@ -77,7 +78,7 @@ class StudyFigures:
     @property
     def left(self) -> float | None:
         """Seconds that the rest will take at the mean speed so far; None while that says too little."""
-        if self._working_since is None or not 0.01 <= self.done < 1.0:
+        if self.is_over or self._working_since is None or not 0.01 <= self.done < 1.0:
             return None
         working = time.monotonic() - self._working_since
         return None if working < 3.0 else working * (1.0 - self.done) / self.done

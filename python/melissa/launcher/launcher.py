@@ -171,8 +171,7 @@ class Launcher:
         finally:
             ending = self._ending or Ending(1, "the study ended for no known reason")
             state = "finished" if ending.status == 0 else "failed"
-            self._view.enter(state)
-            self._view.close()
+            self._view.close("interrupted" if ending.status > 1 else state)
             self._folder.conclude(state, ending.reason)
         self._show_end(ending, time.monotonic() - started)
         return ending.status

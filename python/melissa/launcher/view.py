@@ -60,8 +60,10 @@ class View(ABC):
             except OSError:
                 self._is_shown = False
 
-    def close(self) -> None:
-        """End the view; what is printed afterwards stands below it."""
+    def close(self, phase: str) -> None:
+        """End the view, `phase` says how the study did; what is printed afterwards stands below it."""
+        self._figures.phase = phase
+        self._figures.is_over = True
         if self._is_shown:
             with contextlib.suppress(OSError):
                 self._end()
