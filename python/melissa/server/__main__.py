@@ -67,11 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.chdir(environment.output_dir)
         server = _make_server(options, environment)
         signals.attach(server._ending)
-        signals.interrupts = False
         server.start()
     except StudyInterrupted as interruption:
-        logger.info(f"Server finalizing before it started: {interruption}")
-        return 143
+        logger.info(f"the server ends before the study has begun: {interruption}")
+        return interruption.status
     except BaseException as error:
         # SystemExit of the user's code as well: a server that leaves without a word would hang the study.
         report_failure(error, link)

@@ -19,6 +19,7 @@ from melissa.launcher.message import CancelClient, JobUpdate, Message, Ping, Pro
 from melissa.scheduler.job import State
 from melissa.server.client_script import ClientScripts, command_line_token
 from melissa.server.ending import StudyEnding
+from melissa.server.extension_log import forward_extension_log
 from melissa.server.link import LauncherLink
 from melissa.server.parameter_registry import ParameterRegistry, numeric_parameters, plain_list
 from melissa.server.progress import StudyProgress
@@ -204,6 +205,7 @@ class StudyControl:
     def step(self) -> None:
         """Do once all that there is to do; waits for news of the simulations for a moment at most."""
         self._follow(self.POLL_INTERVAL)
+        forward_extension_log()
         while (message := self._link.receive(0)) is not None:
             self._launcher_heard_at = time.monotonic()
             self._take(message)
@@ -211,7 +213,8 @@ class StudyControl:
         silence = now - self._launcher_heard_at
         if self._plan.launcher_timeout is not None and silence > self._plan.launcher_timeout:
             raise FatalError(f"nothing came from the launcher for {silence:.0f} s: the server ends the study")
-        self._log_refusals()
+        # The receiver has logged them; the last ones explain why a client fails.
+        self._refusals.extend(self._receiver.refusals())
         if self._ending.stop_reason is not None:
             self._wind_down(now, self._ending.stop_reason)
         elif self._finishing.is_set():
@@ -384,11 +387,6 @@ class StudyControl:
         if self._plan.remove_client_scripts:
             self._scripts.remove(simulation.id)
         self._listeners.simulation_finished(simulation)
-
-    def _log_refusals(self) -> None:
-        for refusal in self._receiver.refusals():
-            self._refusals.append(refusal)
-            logger.warning(f"refused: {refusal}")
 
     def _look_for_the_end(self) -> None:
         if self._is_over or not self._receiver.reception_over:

@@ -10,8 +10,13 @@ __all__ = ["StudyEnding", "StudyInterrupted"]
 class StudyInterrupted(BaseException):
     """The study was asked to stop while user code ran that has no end of its own to wait for.
 
-    No `Exception`, like `KeyboardInterrupt`: a user's ``except Exception`` is not to catch it.
+    No `Exception`, like `KeyboardInterrupt`: a user's ``except Exception`` is not to catch it. `status` is
+    the exit status to end with.
     """
+
+    def __init__(self, reason: str, status: int = 0) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class StudyEnding:
@@ -22,6 +27,8 @@ class StudyEnding:
     """
 
     def __init__(self) -> None:
+        self.is_looked_at = False
+        """Whether the training thread has come to where it looks at this object."""
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop_reason: str | None = None

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from melissa.server.control import StudyControl
 from melissa.server.ending import StudyEnding
+from melissa.server.extension_log import forward_extension_log
 from melissa.server.progress import StudyProgress
 from melissa.server.report import StudyReport
 
 if TYPE_CHECKING:
-    from melissa._melissa import Receiver
+    from melissa._melissa import Buffer, Receiver
 
 __all__ = ["Ensemble"]
 
@@ -29,6 +30,7 @@ class Ensemble:
 
     def __init__(
         self,
+        buffer: Buffer,
         receiver: Receiver,
         control: StudyControl,
         progress: StudyProgress,
@@ -37,6 +39,7 @@ class Ensemble:
         planned: int,
         rank: int = 0,
     ) -> None:
+        self._buffer = buffer
         self.receiver = receiver
         self.control = control
         self._progress = progress
@@ -50,7 +53,8 @@ class Ensemble:
         A training that has ended before all simulations have ends them early. Raises what failed meanwhile,
         and `FatalError` when the ledger does not balance.
         """
-        if not self.receiver.reception_over:
+        # The receiver closes the buffer first, and says a moment later that reception is over.
+        if not self._buffer.closed and not self.receiver.reception_over:
             self._ending.stop("training has ended before all simulations have")
         self.control.finish()
         report = self._close_ledger("untrained" if self._ending.stop_reason is None else "stopped_early")
@@ -79,6 +83,7 @@ class Ensemble:
     def close(self) -> None:
         """End the thread that receives."""
         self.receiver.close()
+        forward_extension_log()
 
     def _close_ledger(self, final_reason: str) -> StudyReport:
         """Close the ledger, log the report's table and write the report."""

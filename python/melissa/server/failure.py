@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import traceback
 from pathlib import Path
-from types import TracebackType
 
+from melissa.exceptions import MelissaError
 from melissa.launcher.message import Failure
 from melissa.server.link import LauncherLink
 from melissa.utility.channel import ChannelClosed
@@ -21,8 +21,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def user_traceback(error: BaseException) -> str:
     """Return the traceback of `error` in which the user's own frames stand out: this package's are left out.
 
-    An error that is not under any frame of the user's, or of a library that the user called, keeps all of
-    them.
+    An error of this package's own that no user code is part of has none: its text says all. A foreign one,
+    which would be a fault of this package, keeps all frames.
     """
     return "".join(_format(error, shown=set()))
 
@@ -35,17 +35,14 @@ def _format(error: BaseException, shown: set[int]) -> list[str]:
         lines += _format(before, shown)
         by_intent = error.__cause__ is not None
         lines.append("\nThe direct cause of:\n\n" if by_intent else "\nWhile that was handled:\n\n")
-    frames = _frames(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not _is_ours(frame)]
-    if users or frames:
+    says_all = isinstance(error, MelissaError | SyntaxError)
+    if users or (frames and not says_all):
         lines.append("Traceback (most recent call last):\n")
         lines += traceback.format_list(users or frames)
     lines += traceback.format_exception_only(error)
     return lines
-
-
-def _frames(trace: TracebackType | None) -> traceback.StackSummary:
-    return traceback.extract_tb(trace)
 
 
 def _is_ours(frame: traceback.FrameSummary) -> bool:

@@ -20,14 +20,13 @@ class SignalWatch:
     """Turns SIGINT and SIGTERM into a stop of the study; to be made in the main thread.
 
     A thread reads the descriptor that the interpreter writes signals to, so that a signal counts even while
-    the main thread is inside a long call of C. While `interrupts` is true, in code that never looks at the
-    ending (imports, constructors), the main thread gets `StudyInterrupted` as well.
+    the main thread is inside a long call of C. In code that never looks at the ending (imports, constructors)
+    the main thread gets `StudyInterrupted` as well.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.interrupts = True
         self._ending: StudyEnding | None = None
         self._pending: int | None = None
         self._read, self._write = socket.socketpair()
@@ -44,8 +43,8 @@ class SignalWatch:
             self._stop(self._pending)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupts:
-            raise StudyInterrupted(f"{signal.Signals(number).name} came")
+        if self._ending is None or not self._ending.is_looked_at:
+            raise StudyInterrupted(f"{signal.Signals(number).name} came", status=128 + number)
 
     def _watch(self) -> None:
         while data := self._read.recv(64):

@@ -246,7 +246,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 self._prepare()
                 self._server_online()
             except StudyInterrupted as interruption:
-                self._ending.stop(str(interruption))
+                self._ending.stop(str(interruption), interruption.status)
             self._server_finalize(self._ending.stop_status)
         except BaseException as error:
             self._report_failure(error)
@@ -296,6 +296,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def _server_online(self) -> None:
         """Initiates data collection, and directs the custom methods for acting on collected data."""
+        self._ending.is_looked_at = True
         self.__set_expected_batches_samples_watermark()
         self.__configure_data_collection()
         self._receive()
@@ -494,6 +495,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 ),
             )
             self._ensemble = Ensemble(
+                self.buffer.native,
                 self._receiver,
                 control,
                 self._progress,
@@ -556,10 +558,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         samplers are told of the end.
         """
         self._is_receiving = False
-        logger.info(
-            f"reception is over: {self.current_sample_count} samples came, {len(self.buffer)} are in the "
-            "buffer"
-        )
+        logger.info(f"{len(self.buffer)} samples are in the buffer, which nothing enters any more")
 
     def _process_partial_data_reception(
         self, simulation: Simulation, simulation_data: PartialSimulationData

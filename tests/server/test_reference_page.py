@@ -1,0 +1,218 @@
+"""The names of the reference page of `DeepMelissaServer`: each is there, where the page has it, with its docstring."""
+
+import inspect
+from abc import ABC
+
+import pytest
+
+from melissa.exceptions import MelissaError
+from melissa.server.base_server import BaseServer
+from melissa.server.deep_learning import base_dl_server
+from melissa.server.deep_learning.base_dl_server import (
+    DeepMelissaServer,
+    ExperimentalMonitoringMixin,
+    TrainingWorkflowMixin,
+)
+from melissa.server.deep_learning.torch_server import TorchServer
+from melissa.server.link import install_link
+
+# name: (parameters after self with their defaults, whether it is abstract)
+SERVER = {
+    "__configure_data_collection": ({}, False),
+    "_check_group_size": ({}, False),
+    "__loop_pings": ({}, False),
+    "__start_pinger_thread": ({}, False),
+    "__stop_pinger_thread": ({}, False),
+    "start": ({}, False),
+    "_server_online": ({}, False),
+    "_server_finalize": ({"exit_": 0}, False),
+    "__signal_end_of_reception": ({}, False),
+    "_receive": ({}, False),
+    "_process_partial_data_reception": ({"simulation": ..., "simulation_data": ...}, False),
+    "_validate_data": ({"simulation_data": ...}, False),
+    "__set_expected_batches_samples_watermark": ({}, False),
+    "__check_water_mark": ({}, False),
+    "other_processes_finished": ({"batch_idx": ...}, False),
+    "_synchronize_data_availability": ({}, False),
+    "checkpoint_state": ({}, False),
+    "_restart_from_checkpoint": ({}, False),
+    "process_simulation_data": ({"data": ..., "config_dict": ...}, True),
+    "validation": ({"batch_idx": ...}, False),
+    "train": ({}, False),
+    "_setup_environment_slurm": ({}, True),
+    "prepare_training_attributes": ({}, True),
+    "checkpoint": ({"batch_idx": ..., "path": "checkpoints"}, True),
+    "_checkpoint": ({"batch_idx": ..., "path": "checkpoints"}, False),
+    "_load_model_from_checkpoint": ({}, True),
+}
+
+WORKFLOW = {
+    "training_step": ({"batch": ..., "batch_idx": ...}, True),
+    "validation_step": ({"batch": ..., "valid_batch_idx": ..., "batch_idx": ...}, False),
+    "on_train_start": ({}, False),
+    "on_train_end": ({}, False),
+    "on_batch_start": ({"batch_idx": ...}, False),
+    "on_batch_end": ({"batch_idx": ...}, False),
+    "on_validation_start": ({"batch_idx": ...}, False),
+    "on_validation_end": ({"batch_idx": ...}, False),
+}
+
+ATTRIBUTES = [
+    "dl_config",
+    "batch_size",
+    "per_server_watermark",
+    "buffer_size",
+    "pseudo_epochs",
+    "current_sample_count",
+    "nb_expected_batches",
+    "nb_batches_update",
+    "checkpoint_interval",
+    "setup_slurm_ddp",
+    "_model",
+    "_optimizer",
+    "__buffer",
+    "__dataset",
+    "_framework_t",
+    "_tb_logger",
+]
+
+# What the page has and this version has not. The list can only shrink: a name that is built must leave it.
+NOT_BUILT_YET = {
+    "checkpoint_state": "complete checkpoints of a server come with its restart",
+    "_restart_from_checkpoint": "complete checkpoints of a server come with its restart",
+}
+
+BUILT = {name: form for name, form in SERVER.items() if name not in NOT_BUILT_YET}
+
+
+def mangled(name):
+    return f"_DeepMelissaServer{name}" if name.startswith("__") else name
+
+
+def check(cls, name, parameters, is_abstract):
+    method = cls.__dict__[mangled(name)]
+    assert inspect.getdoc(method), f"{cls.__name__}.{name} has no docstring"
+    found = {
+        parameter.name: ... if parameter.default is parameter.empty else parameter.default
+        for parameter in list(inspect.signature(method).parameters.values())[1:]
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert found == parameters
+    assert getattr(method, "__isabstractmethod__", False) == is_abstract
+
+
+def test_the_page_has_something_to_check():
+    assert len(SERVER) == 26
+    assert len(WORKFLOW) == 8
+    assert len(ATTRIBUTES) == 16
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_method_of_the_server_is_as_the_page_has_it(name):
+    check(DeepMelissaServer, name, *BUILT[name])
+
+
+@pytest.mark.parametrize("name", WORKFLOW)
+def test_a_hook_is_as_the_page_has_it(name):
+    check(TrainingWorkflowMixin, name, *WORKFLOW[name])
+    if name != "training_step":
+        assert hasattr(TrainingWorkflowMixin, f"_{name}")
+
+
+@pytest.mark.parametrize("name", ["training_step", "validation_step"])
+def test_steps_take_further_keywords(name):
+    kinds = [
+        parameter.kind
+        for parameter in inspect.signature(getattr(TrainingWorkflowMixin, name)).parameters.values()
+    ]
+    assert inspect.Parameter.VAR_KEYWORD in kinds
+
+
+@pytest.mark.parametrize("name", NOT_BUILT_YET)
+def test_what_is_listed_as_not_built_is_not_there(name):
+    assert name in SERVER
+    assert not hasattr(DeepMelissaServer, mangled(name)), f"{name} is built: take it off the list"
+
+
+def test_the_bases_are_those_of_the_page():
+    assert DeepMelissaServer.__bases__ == (BaseServer, ExperimentalMonitoringMixin, TrainingWorkflowMixin)
+    assert TrainingWorkflowMixin.__bases__ == (ABC,)
+    assert issubclass(TorchServer, DeepMelissaServer)
+
+
+@pytest.mark.parametrize("name", ["TrainingError", "UnsupportedConfiguration"])
+def test_exceptions_are_where_the_page_has_them(name):
+    exception = getattr(base_dl_server, name)
+    assert issubclass(exception, MelissaError)
+    assert inspect.getdoc(exception)
+
+
+def test_rank_zero_only_calls_on_rank_0_alone():
+    class Ranked:
+        def __init__(self, rank):
+            self.rank = rank
+
+        @base_dl_server.rank_zero_only
+        def where(self, word="here"):
+            """Say where."""
+            return f"{word} on {self.rank}"
+
+    assert Ranked(0).where("there") == "there on 0"
+    assert Ranked(1).where() is None
+    assert Ranked.where.__doc__ == "Say where."
+    assert base_dl_server.rank_zero_only(lambda: "alone")() == "alone"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.delenv("MELISSA_LAUNCHER_ADDRESS", raising=False)
+    install_link(None)
+    return TorchServer(
+        {
+            "study_options": {"field_names": ["u"], "parameter_sweep_size": 2, "nb_parameters": 1},
+            "dl_config": {"batch_size": 4, "buffer_size": 20},
+            "client_config": {"executable_command": "true"},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_of_the_page_is_there_after_construction(server, name):
+    assert hasattr(server, mangled(name))
+    if not name.startswith("_"):
+        assert name in DeepMelissaServer.__doc__
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "comm", "rank", "comm_size", "client_comm_size", "config_dict", "config", "study_options", "nb_parameters",
+        "nb_time_steps", "verbose_level", "no_fault_tolerance", "nb_groups", "finished_groups", "_job_limit",
+        "_is_receiving", "_parameter_sampler", "launcherfd", "encode_msg", "decode_msg", "model", "optimizer",
+        "tb_logger", "valid_dataloader", "_valid_dataloader", "device", "unwrapped_model", "setup_environment",
+        "n_batches_update", "num_server_proc", "batch_offset", "set_parameter_sampler", "draw_parameters",
+    ],
+)  # fmt: skip
+def test_what_study_code_touches_beside_the_page_is_there(server, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert hasattr(server, name)
+
+
+@pytest.mark.parametrize("name", ["get_buffer_statistics", "set_buffer"])
+def test_names_that_studies_define_themselves_are_free(name):
+    assert not hasattr(TorchServer, name)
+
+
+@pytest.mark.parametrize("name", ["training_step", "prepare_training_attributes"])
+def test_what_only_a_user_can_write_raises_when_called(server, name):
+    arguments = (None, 1) if name == "training_step" else ()
+    with pytest.raises(NotImplementedError, match=f"TorchServer does not define {name}"):
+        getattr(server, name)(*arguments)
+
+
+def test_the_model_and_its_like_can_be_set(server):
+    server.model, server.optimizer, server.valid_dataloader = "model", "optimizer", [1, 2]
+    assert (server._model, server._optimizer, server._valid_dataloader) == ("model", "optimizer", [1, 2])
+    assert server.unwrapped_model == "model"
+    with pytest.raises(AttributeError):
+        server.tb_logger = None

@@ -1,0 +1,296 @@
+"""``melissa-server`` as the launcher runs it: a process of its own, on the real control channel."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from played_launcher import KEY
+
+from melissa._melissa import Client
+from melissa.exceptions import StudyStopped
+from melissa.launcher.message import (
+    Failure,
+    Finished,
+    JobUpdate,
+    Ping,
+    Register,
+    State,
+    SubmitClient,
+    decode,
+)
+from melissa.utility.channel import ChannelClosed, Listener
+
+CONFIGURATION = {
+    "server_filename": "study.py",
+    "server_class": "Study",
+    "output_dir": "out",
+    "study_options": {
+        "field_names": ["u"],
+        "parameter_sweep_size": 3,
+        "nb_parameters": 1,
+        "nb_time_steps": 4,
+    },
+    "dl_config": {"batch_size": 2, "buffer_size": 8, "tensorboard": False},
+    "launcher_config": {"job_limit": 4, "server_timeout": 2.0},
+    "client_config": {"executable_command": "true"},
+}
+
+STUDY = """
+import time
+from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+from melissa.server.parameters import ParameterSamplerType
+
+class Study(DeepMelissaServer):
+    def __init__(self, config_dict):
+        super().__init__(config_dict)
+        self.set_parameter_sampler(ParameterSamplerType.HALTON, l_bounds=[0.0], u_bounds=[1.0])
+    def prepare_training_attributes(self):
+        return None, None
+    def process_simulation_data(self, data, config_dict):
+        return data.data["u"], data.time_step
+    def training_step(self, batch, batch_idx):
+        pass
+    def checkpoint(self, batch_idx, path="checkpoints"):
+        pass
+    def _setup_environment_slurm(self): ...
+    def _load_model_from_checkpoint(self): ...
+"""
+
+
+class ServerProcess:
+    """A melissa-server, and what it sends to the launcher that the test plays."""
+
+    def __init__(self, folder, nb_steps=4, study=STUDY, **changes):
+        (folder / "out").mkdir()
+        (folder / "study.py").write_text(study)
+        (folder / "study.json").write_text(json.dumps(CONFIGURATION | changes))
+        (folder / "key").write_text(KEY.hex())
+        self.folder, self.nb_steps = folder, nb_steps
+        self.listener = Listener("127.0.0.1", KEY, 1)
+        self.received = []
+        self.addresses = None
+        environment = os.environ | {
+            "MELISSA_LAUNCHER_ADDRESS": self.listener.address,
+            "MELISSA_KEY_FILE": str(folder / "key"),
+            "MELISSA_STUDY_EPOCH": "1",
+            "MELISSA_OUTPUT_DIR": str(folder / "out"),
+        }
+        command = [sys.executable, "-P", "-m", "melissa.server", "--project_dir", str(folder)]
+        self.process = subprocess.Popen(
+            [*command, "--config_name", "study"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        self.channel = self.listener.accept(30)
+        assert self.channel is not None
+
+    def serve(self, until=lambda message: False, timeout=40):
+        """Play the launcher until the server is gone, or until a message; returns that message."""
+        deadline = time.monotonic() + timeout
+        last_ping = 0.0
+        while time.monotonic() < deadline:
+            try:
+                if time.monotonic() - last_ping > 0.3:
+                    last_ping = time.monotonic()
+                    self.channel.send(Ping().to_dict())
+                received = self.channel.recv(0.1)
+            except ChannelClosed:
+                return None
+            if received is None:
+                continue
+            message = decode(received)
+            self.received.append(message)
+            if isinstance(message, Register):
+                self.addresses = message.addresses
+            elif isinstance(message, SubmitClient):
+                threading.Thread(target=self._run, args=(message,), daemon=True).start()
+            if until(message):
+                return message
+        raise AssertionError("the server does not end")
+
+    def _run(self, submit):
+        job = f"{submit.simulation_id}.{submit.attempt}"
+        self._tell(JobUpdate(job, State.RUNNING))
+        try:
+            client = Client(
+                self.addresses[0],
+                KEY,
+                study_epoch=1,
+                simulation_id=submit.simulation_id,
+                attempt=submit.attempt,
+            )
+            client.init("u", 4, "float64")
+            for step in range(self.nb_steps):
+                client.send("u", np.full(4, step))
+            client.finalize()
+            self._tell(JobUpdate(job, State.TERMINATED, 0))
+        except StudyStopped:
+            self._tell(JobUpdate(job, State.TERMINATED, 0))
+        except Exception as error:
+            self._tell(JobUpdate(job, State.FAILED, 1, str(error)))
+
+    def _tell(self, message):
+        with contextlib.suppress(ChannelClosed):  # the server has ended meanwhile
+            self.channel.send(message.to_dict())
+
+    def end(self, timeout=20):
+        """Wait for the process; returns its exit status."""
+        status = self.process.wait(timeout)
+        self.stderr = self.process.stderr.read()
+        self.log = (self.folder / "out" / "melissa_server_0.log").read_text()
+        return status
+
+    def of(self, kind):
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+        self.channel.close()
+        self.listener.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start(**options):
+        started.append(ServerProcess(tmp_path, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def test_a_study_runs_to_its_end(start, tmp_path):
+    server = start()
+    server.serve()
+    assert server.end() == 0
+    (finished,) = server.of(Finished)
+    assert finished.status == 0
+    assert finished.report["ledger"]["trained"] == 12
+    assert (tmp_path / "out" / "study_report.json").exists()
+    lines = [line.split(" ", 3)[3] for line in server.log.splitlines() if " INFO " in line]
+    assert "Server finalizing with status 0" in lines
+    assert sum(line.startswith("created client.") for line in lines) == 3
+    for simulation_id in range(3):
+        assert f"sim-id={simulation_id} has finished sending" in lines
+        assert (tmp_path / "out" / "client_scripts" / f"client.{simulation_id}.sh").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "kind", "texts"),
+    [
+        (
+            "import no_such_module_of_nobody\n",
+            "ModuleNotFoundError",
+            ["study.py", "no_such_module_of_nobody"],
+        ),
+        ("def f(:\n", "SyntaxError", ["study.py", "def f(:"]),
+        (STUDY.replace("super().__init__(config_dict)", "1 / 0"), "ZeroDivisionError", ["study.py", "1 / 0"]),
+        (STUDY.replace("class Study", "class Stdy"), "ConfigurationFileError", ["no class Study", "Stdy"]),
+        ("raise SystemExit(5)\n", "SystemExit", ["study.py"]),
+        (
+            STUDY + "    def on_batch_end(self, batch_idx): raise OSError('disk')\n",
+            "OSError",
+            ["on_batch_end"],
+        ),
+        (STUDY.replace("        return None, None", "        import os; os.abort()"), None, []),
+    ],
+    ids=["import", "syntax", "init", "class", "exit", "hook", "abort"],
+)
+def test_an_error_of_the_users_class_is_told_within_seconds(start, study, kind, texts):
+    start_time = time.monotonic()
+    server = start(study=study)
+    server.serve(timeout=20)
+    status = server.end()
+    assert time.monotonic() - start_time < 15
+    if kind is None:
+        # Nothing can be said by a process that is killed: the launcher sees how it ended.
+        assert status == -signal.SIGABRT
+        return
+    assert status == 1
+    (failure,) = server.of(Failure)
+    assert failure.kind == kind
+    for text in texts:
+        assert text in failure.message + failure.traceback
+        assert text in server.stderr
+        assert text in server.log
+    assert "melissa/server" not in failure.traceback
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_study_in_order(start, number):
+    server = start(nb_steps=1_000_000, study_options=CONFIGURATION["study_options"] | {"nb_time_steps": None})
+    server.serve(until=lambda message: isinstance(message, SubmitClient))
+    threading.Timer(0.5, server.process.send_signal, args=(number,)).start()
+    server.serve()
+    assert server.end() == 128 + number
+    (finished,) = server.of(Finished)
+    ledger = finished.report["ledger"]
+    assert ledger["declared"] == ledger["trained"] + sum(ledger["dropped"].values())
+    assert ledger["declared"] > 0
+    assert server.of(Failure) == []
+    assert f"{signal.Signals(number).name} came" in server.log
+
+
+STUCK = STUDY.replace("        pass\n    def checkpoint", "        time.sleep(60)\n    def checkpoint")
+
+
+def test_a_second_signal_ends_the_server_at_once(start):
+    server = start(study=STUCK)
+    server.serve(until=lambda message: getattr(message, "values", {}).get("phase") == "training")
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert server.process.poll() is None
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end(timeout=5) == 128 + signal.SIGTERM
+
+
+def test_a_signal_during_the_construction_of_the_model_ends_the_server(start):
+    slow = STUDY.replace("        return None, None", "        print('here', flush=True); time.sleep(60)")
+    server = start(study=slow)
+    server.serve(until=lambda message: isinstance(message, Ping))
+    time.sleep(1.0)
+    server.process.send_signal(signal.SIGTERM)
+    server.serve()
+    assert server.end(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_the_death_of_the_launcher_ends_the_server(start):
+    server = start(nb_steps=1_000_000, study_options=CONFIGURATION["study_options"] | {"nb_time_steps": None})
+    server.serve(until=lambda message: isinstance(message, SubmitClient))
+    server.channel.close()
+    assert server.end(timeout=15) == 1
+    assert "the launcher is gone" in server.log
+
+
+def test_without_a_launcher_it_says_how_to_start_a_study(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MELISSA_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "melissa.server", "--config_name", "study"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "MELISSA_LAUNCHER_ADDRESS" in result.stderr
+    assert "melissa-launcher --config_name" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_version_is_printed():
+    result = subprocess.run(
+        [sys.executable, "-m", "melissa.server", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.startswith("melissa-server ")
