@@ -53,8 +53,9 @@ python-test: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in
 bench: $(STAMPS)/requirements-test $(STAMPS)/extension-release ## time the parts against their bounds
 	@python -m pytest benches -q
 
-wheel: environment ## build the wheel, into dist/
-	@STEP_DETAIL=1 $(STEP) "wheel" maturin build --release --locked --out dist
+wheel: environment ## build the wheel, into dist/, and try it in an empty environment
+	@$(STEP) "wheel" maturin build --release --locked --out dist
+	@STEP_DETAIL=1 $(STEP) "wheel in an empty environment" ci/wheel.sh
 
 clean: ## remove what was built, and the environment of the checkout
 	rm -rf target dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
