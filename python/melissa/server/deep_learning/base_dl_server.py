@@ -599,7 +599,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             return True
 
         wait = PolledWait(self._ending, self._describe_study)
-        return wait.result_of(attempt) is not None
+        is_over = wait.result_of(attempt) is not None
+        # A stop ends reception, and so the wait for samples.
+        return is_over and not self._ending.check()
 
     # Between ranks.
 
