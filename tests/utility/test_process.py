@@ -1,5 +1,11 @@
 """Words for the ends of processes."""
 
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import melissa
 from melissa.utility.process import describe_exit, last_lines
 
 
@@ -21,3 +27,17 @@ def test_the_last_lines_are_those_at_the_end():
 def test_last_lines_are_as_a_terminal_would_show_them():
     text = "\x1b[31mred\x1b[0m\x07\r\n 10 %\r 50 %\r100 %\n\x1b]0;title\x07after\ttab\n"
     assert last_lines(text, 10) == "red\n100 %\nafter\ttab"
+
+
+def test_jobs_find_the_python_of_a_virtual_environment_that_is_not_activated(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    script = "from melissa.utility.process import find_own_interpreter_first as f; f(); import os; print(os.environ['PATH'])"
+    own = tmp_path / "venv" / "bin"
+    environment = os.environ | {
+        "PATH": f"/usr/bin:{own}:/bin",
+        "PYTHONPATH": str(Path(melissa.__file__).parents[1]),
+    }
+    output = subprocess.run(
+        [own / "python", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == f"{own}:/usr/bin:/bin"

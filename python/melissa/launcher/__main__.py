@@ -15,6 +15,7 @@ from melissa.launcher.config import load_config
 from melissa.launcher.example import copy_example, example_names, next_steps
 from melissa.launcher.options import print_options
 from melissa.utility.logger import configure_logger
+from melissa.utility.process import find_own_interpreter_first
 
 __all__ = ["main"]
 
@@ -126,6 +127,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 
     verbosity = 1 + options.verbose
     configure_logger(None, verbosity, terminal=True)
+    find_own_interpreter_first()
     config, config_path, project_dir = load_config(options.config_name, options.project_dir)
     if options.dry_run:
         print(_summary(config, config_path, project_dir))

@@ -1,16 +1,31 @@
-"""Words for how a process ended, and the last lines that it said."""
+"""Processes: the interpreter that they find, words for how one ended, and the last lines that it said."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import sys
+from pathlib import Path
 
-__all__ = ["describe_exit", "last_lines"]
+__all__ = ["describe_exit", "find_own_interpreter_first", "last_lines"]
 
 # What a terminal would not show: control sequences (colours, moves, titles), control characters but tab.
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+
+
+def find_own_interpreter_first() -> None:
+    """Let jobs that call ``python`` find the virtual environment of this process, even if it is not activated.
+
+    A solver started by ``.venv/bin/melissa-launcher`` would else run in another Python, without `melissa_api`.
+    """
+    if sys.prefix == sys.base_prefix:
+        return
+    own = str(Path(sys.prefix) / "bin")
+    others = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder != own]
+    os.environ["PATH"] = os.pathsep.join([own, *others])
 
 
 def describe_exit(exit_code: int | None) -> str:
