@@ -31,13 +31,12 @@ def test_last_lines_are_as_a_terminal_would_show_them():
 
 def test_jobs_find_the_python_of_a_virtual_environment_that_is_not_activated(tmp_path):
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
-    script = "from melissa.utility.process import find_own_interpreter_first as f; f(); import os; print(os.environ['PATH'])"
-    own = tmp_path / "venv" / "bin"
-    environment = os.environ | {
-        "PATH": f"/usr/bin:{own}:/bin",
-        "PYTHONPATH": str(Path(melissa.__file__).parents[1]),
-    }
-    output = subprocess.run(
-        [own / "python", "-c", script], env=environment, capture_output=True, text=True, check=True
+    script = (
+        "import os; from melissa.utility.process import find_own_interpreter_first;"
+        "find_own_interpreter_first(); print(os.environ['PATH'])"
     )
-    assert output.stdout.strip() == f"{own}:/usr/bin:/bin"
+    own = tmp_path / "venv" / "bin"
+    package = str(Path(melissa.__file__).parents[1])
+    environment = os.environ | {"PATH": f"/usr/bin:{own}:/bin", "PYTHONPATH": package}
+    output = subprocess.check_output([own / "python", "-c", script], env=environment, text=True)
+    assert output.strip() == f"{own}:/usr/bin:/bin"

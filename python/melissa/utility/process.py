@@ -17,9 +17,9 @@ _CONTROL = re.compile(
 
 
 def find_own_interpreter_first() -> None:
-    """Let jobs that call ``python`` find the virtual environment of this process, even if it is not activated.
+    """Let jobs that call ``python`` find this process's virtual environment, activated or not.
 
-    A solver started by ``.venv/bin/melissa-launcher`` would else run in another Python, without `melissa_api`.
+    A solver of ``.venv/bin/melissa-launcher`` would else run in another Python, without `melissa_api`.
     """
     if sys.prefix == sys.base_prefix:
         return
