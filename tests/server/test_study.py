@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 import time
 
@@ -674,9 +675,11 @@ def test_attributes_that_are_no_pair_are_shown(play):
         ({"study_options__group_size": 2}, "group_size is 2"),
         ({"dl_config__per_server_watermark": 20}, "20"),
         ({"dl_config__setup_slurm_ddp": True}, "SLURM_PROCID"),
+        ({"dl_config__convert_log_to_df": True}, "pip install pandas"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_client_is_asked_for(play, changes, text):
+def test_what_cannot_work_is_refused_before_any_client_is_asked_for(play, monkeypatch, changes, text):
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UnsupportedConfiguration, match=text):
         play(Torch, config=configuration(**changes))
     assert play.launcher.of(Register) == []

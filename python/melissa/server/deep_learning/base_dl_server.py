@@ -31,7 +31,12 @@ from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
 from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
 from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
-from melissa.server.deep_learning.tensorboard import TensorboardLogger, convert_tb_logs_to_df, make_tb_logger
+from melissa.server.deep_learning.tensorboard import (
+    TensorboardLogger,
+    check_conversion,
+    convert_tb_logs_to_df,
+    make_tb_logger,
+)
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
 from melissa.server.deep_learning.training_loop import run_training, run_validation
 from melissa.server.ending import StudyInterrupted
@@ -263,6 +268,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self._parameter_sampler is None and not is_overridden(type(self), "draw_parameters"):
             raise TrainingError(self._no_sampler())
         self._expectations()
+        if self.dl_config["convert_log_to_df"]:
+            check_conversion()
         if self.setup_slurm_ddp:
             self._setup_environment_slurm()
         else:
@@ -524,20 +531,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         known = {} if self._control is None else self._control.simulations
         return known.get(simulation_id) or Simulation(simulation_id)
 
-    _has_described_memory = False
-
     def _on_control_tick(self, counters: dict[str, float]) -> None:
         """Called twice a second by the control thread."""
-        if not self._has_described_memory and self.buffer.native.bound:
-            self._has_described_memory = True
-            m = self.buffer.native.metrics()
-            logger.info(
-                f"the buffer takes {m['slab_bytes'] / 2**20:.1f} MiB: {m['slots']} slots "
-                f"({self.buffer.maxsize} for the "
-                f"population, {m['assembly_slots']} for samples in reception, {m['lent_slots']} for views) "
-                f"of {m['stride']} "
-                f"bytes{', on huge pages' if m['huge_pages'] else ''}"
-            )
         self._monitor_reception(counters)
 
     def _simulation_finished(self, simulation: Simulation) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "EventWriter",
     "TensorboardLogger",
     "TorchTensorboardLogger",
+    "check_conversion",
     "convert_tb_logs_to_df",
     "make_tb_logger",
 ]
@@ -237,19 +239,26 @@ def make_tb_logger(
     return cls(rank, disable=disable, debug=debug)
 
 
-def convert_tb_logs_to_df(rank: int = 0, log_dir: str | Path = "tensorboard") -> Path:
-    """Write the scalars of a rank's logs as a pickled DataFrame beside them and return its path.
+def check_conversion() -> None:
+    """Check that `convert_tb_logs_to_df` has what it needs; `UnsupportedConfiguration` says what to install."""
+    for name in ("pandas", "tensorboard"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UnsupportedConfiguration(
+                f"dl_config.convert_log_to_df needs {name}: pip install {name}, or set it to false"
+            ) from error
 
-    Columns: wall_time, name, step, value. `UnsupportedConfiguration` when pandas or tensorboard is not
-    installed.
+
+def convert_tb_logs_to_df(rank: int = 0, log_dir: str | Path = "tensorboard") -> Path:
+    """Write the scalars of a rank's logs beside them, as a pickled DataFrame, and return its path.
+
+    Columns: wall_time, name, step, value. `UnsupportedConfiguration` when pandas or tensorboard is missing.
     """
-    try:
-        import pandas
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise UnsupportedConfiguration(
-            f"dl_config.convert_log_to_df needs {error.name}: pip install {error.name}, or set it to false"
-        ) from error
+    check_conversion()
+    import pandas
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     folder = Path(log_dir) / f"gpu_{rank}"
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()

@@ -117,7 +117,25 @@ class TorchServer(DeepMelissaServer):
         # Views of samples are read-only, and torch warns of each such array: tensors share memory with them
         # on purpose.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        self._leave_cores_to_solvers()
         logger.info(f"training runs on {self.device}")
+
+    def _leave_cores_to_solvers(self) -> None:
+        """Train on as many cores as the solvers leave, when both share the machine.
+
+        Threads of torch that wait for each other spin; where solvers use the same cores that makes a training
+        step ten times as long. A user's OMP_NUM_THREADS, or a later ``torch.set_num_threads``, counts more.
+        """
+        import torch
+
+        is_shared = self.config_dict["launcher_config"]["scheduler"] == "local"
+        if not is_shared or "OMP_NUM_THREADS" in os.environ:
+            return
+        cores = len(os.sched_getaffinity(0))
+        solvers = min(self._job_limit - 1, self.nb_simulations)
+        threads = min(torch.get_num_threads(), max(1, cores - solvers))
+        torch.set_num_threads(threads)
+        logger.info(f"torch uses {threads} of {cores} cores, since up to {solvers} solvers run beside it")
 
     def _setup_environment_slurm(self) -> None:
         """Sets up the unique Distributed Data Parallel (DDP) environment using SLURM.
