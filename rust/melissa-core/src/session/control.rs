@@ -180,6 +180,9 @@ impl Reception {
 
     /// The simulations that changed since the last call.
     pub(super) fn take_changes(&mut self) -> Vec<SimulationState> {
+        // The caller gets all there is: nobody has to be woken for it again.
+        self.urgent = false;
+        self.shared.board.told();
         let mut dirty = std::mem::take(&mut self.dirty);
         dirty.sort_unstable();
         dirty

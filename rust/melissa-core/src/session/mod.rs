@@ -71,6 +71,10 @@ impl Board {
         self.changed.notify_all();
     }
 
+    fn told(&self) {
+        lock(&self.news).there = false;
+    }
+
     fn end(&self, end: End, last: Option<(Counters, Refusals)>) {
         {
             let mut news = lock(&self.news);
@@ -87,7 +91,7 @@ impl Board {
             if let Some(end) = &news.end {
                 return Err(end.error());
             }
-            if std::mem::take(&mut news.there) {
+            if news.there {
                 return Ok(());
             }
             news = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {

@@ -287,8 +287,9 @@ impl Reception {
     pub(super) fn check_over(&mut self) {
         if !self.over && self.nb_final == self.config.planned && self.room.is_drained() {
             self.over = true;
-            self.buffer.close();
+            // First the word, then the deed: who sees the end of data finds that reception is over.
             self.shared.over.store(true, Ordering::Release);
+            self.buffer.close();
             self.urgent = true;
             log::info!(
                 "reception is over: {} simulations finished, {} dropped, {} time steps received",

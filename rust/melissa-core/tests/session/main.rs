@@ -1,6 +1,11 @@
 //! The receiving session over real sockets: each test is a small study on the loopback interface.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attempts;
 mod client;
+mod endings;
 mod reception;
+mod refusals;
+mod room;
+mod schedules;
 mod study;
