@@ -195,6 +195,15 @@ def test_another_number_of_steps_is_said_with_both_numbers(make, log):
     assert "nb_time_steps is 10" in log.text
 
 
+def test_a_simulation_that_differs_from_the_first_is_said_when_the_number_was_not_given(make, log):
+    study = make(nb_time_steps=None)
+    study.step()
+    study.receiver.report(0, "finished", steps=10)
+    study.receiver.report(1, "finished", steps=9)
+    study.step()
+    assert "sent 9 time steps, but the first one to end sent 10" in log.text
+
+
 def test_a_failed_client_runs_again_with_the_same_parameters_then_with_fresh_ones(make):
     study = make(nb_simulations=1, crashes_before_redraw=2)
     study.receiver.samples = 1

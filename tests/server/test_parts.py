@@ -1,12 +1,14 @@
 """Small parts of the server: communicator, expectations, progress, parameters, the report."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from melissa.exceptions import ConfigurationFileError, FatalError, UnsupportedConfiguration
+from melissa.server.__main__ import watch_threads
 from melissa.server.communicator import MpiProcesses, SingleProcess, make_communicator
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.reservoir import BufferType
@@ -159,6 +161,19 @@ def test_the_study_key_is_not_shown(tmp_path):
         StudyEnvironment.read(variables | {"MELISSA_STUDY_EPOCH": "one"})
     with pytest.raises(FatalError, match="study key"):
         StudyEnvironment.read(variables | {"MELISSA_KEY_FILE": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(("name", "ends_the_study"), [("melissa-pinger", True), ("of-the-user", False)])
+def test_no_thread_dies_without_a_word(monkeypatch, log, name, ends_the_study):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    ending = StudyEnding()
+    watch_threads(ending, None)
+    thread = threading.Thread(target=lambda: 1 / 0, name=name)
+    thread.start()
+    thread.join()
+    assert f"thread {name} died of ZeroDivisionError" in log.text
+    assert "Traceback" in log.text
+    assert isinstance(ending.error, ZeroDivisionError) == ends_the_study
 
 
 # The report.

@@ -315,6 +315,21 @@ def test_the_number_of_steps_is_learned_from_the_first_simulation(play):
     check_ledger(launcher.report)
 
 
+def test_a_watermark_that_is_not_reached_is_said_with_both_numbers(play, log):
+    def short(client, parameters, simulation_id, attempt):
+        send_ramp(client, parameters, 1, SIZE)
+
+    _, launcher = play(Torch, short)
+    check_ledger(launcher.report, declared=6)
+    assert "holds 6 samples, so that its watermark of 8 cannot be reached" in log.text
+    assert "sent 1 time steps, but study_options.nb_time_steps is 5" in log.text
+
+
+def test_a_kind_that_needs_a_watermark_says_so(play):
+    with pytest.raises(ValueError, match="a Reservoir buffer needs per_server_watermark"):
+        play(Torch, config=configuration(dl_config__buffer="Reservoir", dl_config__per_server_watermark=None))
+
+
 def test_values_assigned_after_construction_hold(play):
     class Assigned(Torch):
         def __init__(self, config_dict):

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import melissa
@@ -13,15 +14,15 @@ from melissa.exceptions import MelissaError
 from melissa.launcher.config import load_config
 from melissa.server.base_server import BaseServer
 from melissa.server.communicator import process_rank
-from melissa.server.ending import StudyInterrupted
+from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
-from melissa.server.link import launcher_link
+from melissa.server.link import LauncherLink, launcher_link
 from melissa.server.signals import SignalWatch
 from melissa.server.study_file import load_server_class
 from melissa.utility.logger import configure_logger
 
-__all__ = ["main"]
+__all__ = ["main", "watch_threads"]
 
 logger = logging.getLogger("melissa")
 
@@ -39,16 +40,33 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _configure_log(environment: StudyEnvironment, verbosity: int) -> None:
+    file = environment.output_dir / f"melissa_server_{process_rank()}.log"
+    configure_logger(file, verbosity, terminal=True)
+
+
 def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
     config, _, _ = load_config(options.config_name, options.project_dir, output_dir=environment.output_dir)
-    logger.setLevel(_level(config["study_options"]["verbosity"]))
+    _configure_log(environment, config["study_options"]["verbosity"])
     server_class = load_server_class(Path(config["server_filename"]), config["server_class"])
     # A class's constructor takes the configuration; the page's other argument has a default.
     return server_class(config)
 
 
-def _level(verbosity: int) -> int:
-    return (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)[max(0, min(verbosity, 3))]
+def watch_threads(ending: StudyEnding, link: LauncherLink | None) -> None:
+    """See to it that no thread dies without a word; the death of one of the server's own ends the study."""
+
+    def died(arguments: threading.ExceptHookArgs) -> None:
+        error, thread = arguments.exc_value, arguments.thread
+        name = "unknown" if thread is None else thread.name
+        if error is None:
+            return
+        logger.error(f"thread {name} died of {type(error).__name__}: {error}", exc_info=error)
+        if name.startswith("melissa-"):
+            ending.fail(error)
+            report_failure(error, link)
+
+    threading.excepthook = died
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,13 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"melissa-server: {error}", file=sys.stderr)
         return 1
     signals = SignalWatch()
-    configure_logger(environment.output_dir / f"melissa_server_{process_rank()}.log", 3, terminal=True)
+    _configure_log(environment, 3)
     link = None
     try:
         link = launcher_link()
         os.chdir(environment.output_dir)
         server = _make_server(options, environment)
         signals.attach(server._ending)
+        watch_threads(server._ending, link)
         server.start()
     except StudyInterrupted as interruption:
         logger.info(f"the server ends before the study has begun: {interruption}")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from melissa.exceptions import FatalError
+
 __all__ = ["ClientScripts", "command_line_token"]
 
 # What a solver's command may not start with, or contain, when `exec` is to run it.
@@ -63,7 +65,10 @@ class ClientScripts:
         return self._folder / f"client.{simulation_id}.sh"
 
     def write(self, simulation_id: int, tokens: Sequence[str]) -> Path:
-        """Write the script of a simulation, over an older one, and return its path."""
+        """Write the script of a simulation, over an older one, and return its path.
+
+        `FatalError` when that cannot be: the disk is full, say.
+        """
         solver = " ".join([self._command, *tokens])
         lines = [
             f"#!{self._shell}",
@@ -75,11 +80,16 @@ class ClientScripts:
             f"exec {solver}" if self._can_exec(solver) else solver,
         ]
         path = self.path(simulation_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".sh.new")
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        os.replace(unfinished, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            unfinished.chmod(0o755)
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise FatalError(
+                f"cannot write the script of simulation {simulation_id}, {path}: {error.strerror}"
+            ) from None
         return path
 
     def remove(self, simulation_id: int) -> None:

@@ -130,6 +130,7 @@ class StudyControl:
         self._is_over = False
         self._has_warned_of_nan = False
         self._has_warned_of_steps = False
+        self._expected_steps = plan.nb_time_steps
         self._winding_down_since: float | None = None
         self._launcher_heard_at = time.monotonic()
         self._progress_at = 0.0
@@ -377,12 +378,18 @@ class StudyControl:
 
     def _finished(self, simulation: Simulation) -> None:
         logger.info(f"sim-id={simulation.id} has finished sending")
-        expected = self._plan.nb_time_steps
-        if expected is not None and simulation.steps_complete != expected and not self._has_warned_of_steps:
+        expected = self._expected_steps
+        if expected is None:
+            self._expected_steps = simulation.steps_complete
+        elif simulation.steps_complete != expected and not self._has_warned_of_steps:
             self._has_warned_of_steps = True
+            source = (
+                "study_options.nb_time_steps is" if self._plan.nb_time_steps else "the first one to end sent"
+            )
             logger.warning(
-                f"simulation {simulation.id} sent {simulation.steps_complete} time steps, but "
-                f"study_options.nb_time_steps is {expected}; further ones that differ are not reported"
+                f"simulation {simulation.id} sent {simulation.steps_complete} time steps, but {source} "
+                f"{expected}; "
+                "further ones that differ are not reported"
             )
         if self._plan.remove_client_scripts:
             self._scripts.remove(simulation.id)

@@ -58,6 +58,7 @@ class Ensemble:
             self._ending.stop("training has ended before all simulations have")
         self.control.finish()
         report = self._close_ledger("untrained" if self._ending.stop_reason is None else "stopped_early")
+        self._write(report)
         report.check()
         return report
 
@@ -72,7 +73,11 @@ class Ensemble:
             nonlocal report
             report = self._close_ledger("stopped_early")
 
-        steps: list[Callable[[], Any]] = [self.control.leave, self.receiver.stop, close_ledger]
+        def write() -> None:
+            if report is not None:
+                self._write(report)
+
+        steps: list[Callable[[], Any]] = [self.control.leave, self.receiver.stop, close_ledger, write]
         for step in steps:
             try:
                 step()
@@ -86,7 +91,7 @@ class Ensemble:
         forward_extension_log()
 
     def _close_ledger(self, final_reason: str) -> StudyReport:
-        """Close the ledger, log the report's table and write the report."""
+        """Close the ledger, and log the report's table."""
         report = StudyReport.of_study(
             planned=self._planned,
             control=self.control,
@@ -98,5 +103,8 @@ class Ensemble:
         for line in report.table():
             logger.info(line)
         logger.info(report.waits())
-        report.write(Path(os.getcwd()) / "study_report.json")
         return report
+
+    @staticmethod
+    def _write(report: StudyReport) -> None:
+        report.write(Path(os.getcwd()) / "study_report.json")

@@ -88,10 +88,15 @@ class StudyReport:
                 )
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON; `OSError` when that cannot be."""
+        """Write the report as JSON; `FatalError` when that cannot be: the disk is full, say."""
         unfinished = path.with_suffix(".json.new")
-        unfinished.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        try:
+            unfinished.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise FatalError(
+                f"cannot write the study's report {path}: {error.strerror}; its figures stand in the log"
+            ) from None
 
     def table(self) -> list[str]:
         """Return the report as the lines of a table."""

@@ -82,8 +82,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         Deep-learning-specific configuration: the section of that name.
     batch_size : int
         The size of batches used for training.
-    per_server_watermark : int
-        Samples that this rank's buffer must hold before training starts.
+    per_server_watermark : int or None
+        Samples that this rank's buffer must hold before training starts; FIFO needs none.
     buffer_size : int
         Samples that this rank's buffer holds at most.
     pseudo_epochs : int
@@ -121,13 +121,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._framework_t = FrameworkType.DEFAULT
         self.batch_size: int = self.dl_config["batch_size"]
         self.buffer_size: int = self.dl_config["buffer_size"]
-        self.per_server_watermark: int = self.dl_config["per_server_watermark"] or 0
+        self.per_server_watermark: int | None = self.dl_config["per_server_watermark"]
         self.pseudo_epochs: int = self.dl_config["pseudo_epochs"]
         self.nb_batches_update: int = self.dl_config["nb_batches_update"]
         self.checkpoint_interval: int = self.dl_config["checkpoint_interval"]
         self.setup_slurm_ddp: bool = self.dl_config["setup_slurm_ddp"]
         self.nb_expected_batches: int | None = None
-        self.nb_expected_time_steps = self.nb_time_steps
         self.batch_offset = 0
         self._model: Any = None
         self._optimizer: Any = None
@@ -410,7 +409,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             nb_ranks=self.comm_size,
             batch_size=self.batch_size,
             buffer_size=self.buffer_size if self.__buffer is None else self.__buffer.maxsize,
-            watermark=self.per_server_watermark if self.__buffer is None else self.__buffer.watermark,
+            watermark=(self.per_server_watermark or 0) if self.__buffer is None else self.__buffer.watermark,
             pseudo_epochs=self.pseudo_epochs if self.__buffer is None else self.__buffer.pseudo_epochs,
             drop_last=self._drop_last,
         )
@@ -596,7 +595,16 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         wait = PolledWait(self._ending, self._describe_study)
         is_over = wait.result_of(attempt) is not None
         # A stop ends reception, and so the wait for samples.
-        return is_over and not self._ending.check()
+        if not is_over or self._ending.check():
+            return False
+        population, watermark = len(self.buffer), self._progress.watermark
+        if self.buffer.native.closed and population < watermark:
+            logger.warning(
+                f"reception is over and the buffer holds {population} samples, so that its watermark of "
+                f"{watermark} "
+                "cannot be reached: training starts with what is there"
+            )
+        return True
 
     # Between ranks.
 

@@ -240,7 +240,7 @@ def make_tb_logger(
 
 
 def check_conversion() -> None:
-    """Check that `convert_tb_logs_to_df` has what it needs; `UnsupportedConfiguration` says what to install."""
+    """Check that `convert_tb_logs_to_df` can work; `UnsupportedConfiguration` says what to install."""
     for name in ("pandas", "tensorboard"):
         try:
             import_module(name)

@@ -1,0 +1,101 @@
+"""What `TorchServer` sets up, and its checkpoints outside a study."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from melissa.exceptions import UnsupportedConfiguration
+from melissa.server.deep_learning.torch_server import TorchServer, checkpoint
+from melissa.server.link import install_link
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MELISSA_LAUNCHER_ADDRESS", raising=False)
+    install_link(None)
+    threads = torch.get_num_threads()
+    yield TorchServer(
+        {
+            "study_options": {"field_names": ["u"], "parameter_sweep_size": 50, "nb_parameters": 1},
+            "dl_config": {"batch_size": 4, "buffer_size": 20, "tensorboard": False},
+            "client_config": {"executable_command": "true"},
+        }
+    )
+    torch.set_num_threads(threads)
+
+
+def test_the_device_is_there_from_construction_on(server):
+    assert server.device == torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    server.device = torch.device("meta")
+    assert server.device.type == "meta"
+
+
+def test_torch_leaves_the_cores_to_solvers_on_one_machine(server, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(4)
+    server._job_limit = len(os.sched_getaffinity(0)) + 1
+    server.setup_environment()
+    assert torch.get_num_threads() == 1
+
+
+def test_the_users_number_of_threads_counts(server, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    torch.set_num_threads(3)
+    server.setup_environment()
+    assert torch.get_num_threads() == 3
+
+
+def test_slurm_gives_the_device_of_the_one_rank(server, monkeypatch):
+    with pytest.raises(UnsupportedConfiguration, match=r"no SLURM_PROCID, no SLURM_LOCALID"):
+        server._setup_environment_slurm()
+    for name, value in (("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_NTASKS", "1")):
+        monkeypatch.setenv(name, value)
+    server._setup_environment_slurm()
+    assert server.device.type in ("cpu", "cuda")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    with pytest.raises(UnsupportedConfiguration, match="4 ranks"):
+        server._setup_environment_slurm()
+
+
+def test_wrappers_of_a_model_are_taken_off(server):
+    inner = torch.nn.Linear(1, 1)
+    server.model = torch.nn.DataParallel(inner)
+    assert server.unwrapped_model is inner
+    server.model = inner
+    assert server.unwrapped_model is inner
+
+
+def test_a_checkpoint_of_2023_has_its_four_keys_and_no_pickled_code(server, tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    checkpoint(model=model, optimizer=optimizer, batch=7, loss=model(torch.ones(2)).sum())
+    content = torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)
+    assert set(content) == {"batch", "loss", "model_state_dict", "optimizer_state_dict"}
+    assert content["batch"] == 7
+    assert not content["loss"].requires_grad
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(server, tmp_path, monkeypatch):
+    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+    server.checkpoint(3)
+
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        server.checkpoint(4)
+    assert torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)["batch"] == 3
+
+
+def test_importing_it_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from melissa.server.deep_learning.torch_server import TorchServer\n"
+        "from melissa.server.deep_learning.tensorboard import TorchTensorboardLogger"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
