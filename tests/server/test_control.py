@@ -1,5 +1,6 @@
 """The control thread's decisions, step by step, with a receiver and a launcher that the test plays."""
 
+import time
 from collections import deque
 from types import SimpleNamespace
 
@@ -115,6 +116,13 @@ class Study:
     def step(self, times=1):
         for _ in range(times):
             self.control.step()
+
+    @staticmethod
+    def wait_for(condition):
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def fail(self, simulation_id, attempt=1, exit_code=1, error="boom"):
         self.launcher.update(f"{simulation_id}.{attempt}", State.FAILED, exit_code, error)
@@ -316,7 +324,7 @@ def test_with_ignore_client_death_a_failed_client_is_dropped_with_its_reason(mak
     study.fail(0)
     assert study.receiver.given_up == {0: "client_failed"}
     assert study.launcher.submitted() == [(0, 1), (1, 1), (2, 1)]
-    assert study.control.count(SimulationStatus.DROPPED) == 1
+    assert study.control.count(SimulationStatus.DROPPED) == study.control.nb_given_up == 1
 
 
 def test_a_study_without_any_time_step_says_so(make):
@@ -360,8 +368,7 @@ def test_a_client_that_does_not_stop_is_cancelled(make):
 def test_the_thread_ends_when_every_job_has(make):
     study = make(nb_simulations=1)
     study.control.start()
-    while not study.launcher.submitted():
-        pass
+    study.wait_for(study.launcher.submitted)
     study.receiver.report(0, "finished", steps=10)
     study.launcher.update("0.1", State.TERMINATED, 0)
     study.control.finish()
@@ -374,6 +381,7 @@ def test_an_error_of_the_thread_is_reported_and_raised_where_training_looks(make
 
     study = make(draw=draw)
     study.control.start()
+    study.wait_for(lambda: study.failures)
     with pytest.raises(ValueError, match="no more parameters"):
         study.control.finish()
     assert [str(error) for error in study.failures] == ["no more parameters"]

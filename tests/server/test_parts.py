@@ -189,7 +189,7 @@ def report(**ledger):
     for _ in range(5):
         progress.delivered(20)
     progress.training_ends()
-    control = SimpleNamespace(count=lambda *statuses: 3, nb_resubmitted=1)
+    control = SimpleNamespace(count=lambda *statuses: 3, nb_resubmitted=1, nb_given_up=2)
     counters = {"samples_received": 96, "room_wait_s": 0.25}
     return StudyReport.of_study(
         planned=4, control=control, ledger=figures, counters=counters, progress=progress, rank=0
@@ -201,7 +201,7 @@ def test_the_report_has_the_documented_form(tmp_path):
     made.check()
     made.write(tmp_path / "study_report.json")
     content = json.loads((tmp_path / "study_report.json").read_text())
-    assert content["simulations"] == {"planned": 4, "finished": 3, "failed": 3, "resubmitted": 1}
+    assert content["simulations"] == {"planned": 4, "finished": 3, "failed": 2, "resubmitted": 1}
     assert content["ledger"] == {
         "declared": 100,
         "trained": 90,

@@ -91,3 +91,10 @@ def test_causes_are_shown():
         fail()
     text = user_traceback(error.value)
     assert text.index("ValueError: first") < text.index("direct cause") < text.index("RuntimeError: second")
+
+
+def test_an_error_of_ours_that_says_all_has_no_traceback(folder):
+    with pytest.raises(ConfigurationFileError) as error:
+        load_server_class(folder / "absent.py", "HeatServer")
+    error.value.__traceback__ = error.value.__traceback__.tb_next
+    assert user_traceback(error.value) == ""

@@ -120,6 +120,8 @@ class StudyControl:
         self.simulations: dict[int, Simulation] = {}
         """Every simulation that was asked for so far."""
         self.nb_resubmitted = 0
+        self.nb_given_up = 0
+        """Simulations that failed for good; those that an early stop ends are none of them."""
         self._to_resubmit: deque[Simulation] = deque()
         self._next_id = 0
         self._fruitless: list[str] = []  # how clients ended that ended before any step arrived
@@ -179,9 +181,9 @@ class StudyControl:
             s.status in (SimulationStatus.CONNECTED, SimulationStatus.RUNNING) for s in simulations
         )
         finished = sum(s.status is SimulationStatus.FINISHED for s in simulations)
-        dropped = sum(s.status is SimulationStatus.DROPPED for s in simulations)
         return (
-            f"of {self._plan.nb_simulations} simulations {finished} have finished, {dropped} were given up, "
+            f"of {self._plan.nb_simulations} simulations {finished} have finished, {self.nb_given_up} were "
+            "given up, "
             f"{jobs['running']} clients are running ({connected} connected), {jobs['waiting to start']} "
             "wait to start"
         )
@@ -315,8 +317,6 @@ class StudyControl:
         text = ""
         if error := self._errors.pop(simulation.id, ""):
             text += f"\n  the server about its connection: {error}"
-        if self._refusals:
-            text += "".join(f"\n  refused by the server: {refusal}" for refusal in self._refusals)
         if stderr.strip():
             text += "\n  last lines of its stderr:" + "".join(
                 f"\n    {line}" for line in stderr.strip().splitlines()
@@ -330,10 +330,12 @@ class StudyControl:
         self._fruitless.append(text)
         if len(self._fruitless) < HOPELESS:
             return
+        refusals = "".join(f"\n  refused: {refusal}" for refusal in self._refusals if refusal not in details)
         raise FatalError(
             f"the first {HOPELESS} clients ended before any time step arrived, so the study is stopped. The "
-            "last one: "
-            f"{text}{details}\n  To try it by hand, without a server: {self._scripts.path(simulation.id)}"
+            "last "
+            f"one: {text}{details}{refusals}\n"
+            f"  To try it by hand, without a server: {self._scripts.path(simulation.id)}"
         )
 
     def _drop(self, simulation: Simulation) -> None:
@@ -341,6 +343,7 @@ class StudyControl:
             f"simulation {simulation.id} is given up; the study goes on without it (ignore_client_death)"
         )
         simulation.status = SimulationStatus.DROPPED
+        self.nb_given_up += 1
         self._receiver.finish(simulation.id, "client_failed")
 
     # What the receiver knows.
@@ -570,7 +573,7 @@ class StudyControl:
                     "simulations_planned": self._plan.nb_simulations,
                     "simulations_running": sum(s.job_is_running for s in self.simulations.values()),
                     "simulations_finished": self.count(SimulationStatus.FINISHED),
-                    "simulations_failed": self.count(SimulationStatus.DROPPED),
+                    "simulations_failed": self.nb_given_up,
                     "simulations_resubmitted": self.nb_resubmitted,
                     "samples_received": int(counters["samples_received"]),
                     "samples_trained": int(self._receiver.ledger()["trained"]),

@@ -21,10 +21,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def user_traceback(error: BaseException) -> str:
     """Return the traceback of `error` in which the user's own frames stand out: this package's are left out.
 
+    Empty where it would say no more than the error's text.
+
     An error of this package's own that no user code is part of has none: its text says all. A foreign one,
     which would be a fault of this package, keeps all frames.
     """
-    return "".join(_format(error, shown=set()))
+    lines = _format(error, shown=set())
+    return "" if lines == traceback.format_exception_only(error) and _says_all(error) else "".join(lines)
+
+
+def _says_all(error: BaseException) -> bool:
+    return isinstance(error, MelissaError) and not getattr(error, "__notes__", None)
 
 
 def _format(error: BaseException, shown: set[int]) -> list[str]:
@@ -37,8 +44,7 @@ def _format(error: BaseException, shown: set[int]) -> list[str]:
         lines.append("\nThe direct cause of:\n\n" if by_intent else "\nWhile that was handled:\n\n")
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not _is_ours(frame)]
-    says_all = isinstance(error, MelissaError | SyntaxError)
-    if users or (frames and not says_all):
+    if users or (frames and not isinstance(error, MelissaError | SyntaxError)):
         lines.append("Traceback (most recent call last):\n")
         lines += traceback.format_list(users or frames)
     lines += traceback.format_exception_only(error)
@@ -58,7 +64,7 @@ def report_failure(error: BaseException, link: LauncherLink | None) -> None:
     if link is not None and link.failure_told:
         return
     text = user_traceback(error)
-    logger.error(f"the server fails: {type(error).__name__}: {error}\n{text}")
+    logger.error(f"the server fails: {type(error).__name__}: {error}\n{text}".rstrip())
     logger.debug("the complete traceback", exc_info=error)
     if link is None:
         return

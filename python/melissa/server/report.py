@@ -63,7 +63,7 @@ class StudyReport:
         simulations = {
             "planned": planned,
             "finished": control.count(SimulationStatus.FINISHED),
-            "failed": control.count(SimulationStatus.DROPPED),
+            "failed": control.nb_given_up,
             "resubmitted": control.nb_resubmitted,
         }
         return cls(
