@@ -35,14 +35,14 @@ def test_the_configuration_is_valid_and_agrees_with_the_solver(
 
 def test_the_mean_field_counts_each_sample_once() -> None:
     import numpy as np
-    from heat_server import MeanField
+    from mean_field import MeanField
 
     class Batch:
         def __init__(self, keys: list[tuple[int, int, int]], values: list[float]) -> None:
             self.simulation_ids, self.draws, self.time_steps = np.array(keys).T
             self.fields = {"temperature": np.array(values, np.float32)[:, None] * np.ones(4, np.float32)}
 
-    mean_field = MeanField(4)
+    mean_field = MeanField(nb_cells=2)
     mean_field.add(Batch([(0, 0, 0), (0, 0, 1), (0, 0, 0)], [100.0, 200.0, 100.0]))
     mean_field.add(Batch([(0, 0, 1), (1, 0, 1), (0, 1, 0)], [200.0, 300.0, 400.0]))
     validation = [(None, torch.full((2, 4), 260.0)), (None, torch.full((2, 4), 240.0))]
