@@ -46,6 +46,7 @@ class ClientJobs:
         self._alive: dict[Job, SubmitClient] = {}
         self._cancelled: set[Job] = set()
         self._failures = 0
+        self._is_ending = False
         self._shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
 
     @property
@@ -80,13 +81,14 @@ class ClientJobs:
 
     def cancel_all(self, grace: float) -> None:
         """End all clients; those that wait are never started."""
-        self._waiting.clear()
+        self.stop_submitting()
         self._cancelled.update(self._alive)
         self._scheduler.cancel(self._alive, grace)
 
     def stop_submitting(self) -> None:
-        """Start no further client."""
+        """Start no further client: the study ends."""
         self._waiting.clear()
+        self._is_ending = True
 
     def update(self, job: Job) -> JobUpdate:
         """Take a change of a client's job; return what the server is to know of it."""
@@ -107,10 +109,14 @@ class ClientJobs:
             self._cancelled.discard(job)
             logger.info(f"{who}: {describe_exit(job.exit_code)}")
             return
-        self._failures += 1
         how = "could not be started" if job.state is State.ERROR else describe_exit(job.exit_code)
         said = f":\n{error}" if error else ", and said nothing on stderr"
+        if self._is_ending:
+            # A client that loses its server fails, too: the terminal shows why the study ends, not that.
+            logger.info(f"{who}: {how}{said}")
+            return
         # Each failure is in the log; the terminal is spared a thousand of them.
+        self._failures += 1
         level = logging.WARNING if self._failures <= _WARNINGS else logging.INFO
         logger.log(level, f"{who}: {how}{said}")
         if self._failures == _WARNINGS:
