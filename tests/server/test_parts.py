@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_no_thread_dies_without_a_word(monkeypatch, log, name, ends_the_study):
 # The report.
 
 
-def report(**ledger):
+def report(validation=None, **ledger):
     figures = {
         "declared": 100, "trained": 90, "dropped_client_failed": 4, "dropped_stopped_early": 0,
         "dropped_untrained": 6, "duplicates_refused": 2,
@@ -192,7 +193,13 @@ def report(**ledger):
     control = SimpleNamespace(count=lambda *statuses: 3, nb_resubmitted=1, nb_given_up=2)
     counters = {"samples_received": 96, "room_wait_s": 0.25}
     return StudyReport.of_study(
-        planned=4, control=control, ledger=figures, counters=counters, progress=progress, rank=0
+        planned=4,
+        control=control,
+        ledger=figures,
+        counters=counters,
+        progress=progress,
+        rank=0,
+        validation=validation,
     )
 
 
@@ -214,6 +221,12 @@ def test_the_report_has_the_documented_form(tmp_path):
     assert content["ranks"][0]["ledger"] == content["ledger"]
     assert any("trained" in line and "90" in line for line in made.table())
     assert "waited for data" in made.waits()
+
+
+def test_what_a_study_says_of_its_model_stands_in_the_report_as_json_can_have_it():
+    said = {"error": np.float32(0.5), "steps": np.int64(3), "path": Path("model.pt"), "good": True}
+    assert report(said).content["validation"] == {"error": 0.5, "steps": 3, "path": "model.pt", "good": True}
+    assert "validation" not in report().content
 
 
 def test_a_ledger_that_does_not_balance_is_an_error_with_the_figures():

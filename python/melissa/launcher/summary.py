@@ -37,6 +37,7 @@ _KNOWN = frozenset(
         "simulations",
         "ledger",
         "batches",
+        "samples_received",
         "samples_delivered",
         "samples_per_second",
         "waits",

@@ -25,7 +25,8 @@ logger = logging.getLogger("melissa")
 class Ensemble:
     """A running ensemble of `planned` simulations, from its first client to the report.
 
-    The report is written to ``study_report.json`` in the working directory.
+    The report is written to ``study_report.json`` in the working directory; what `validation` gives in the
+    end stands in it under that name.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Ensemble:
         *,
         planned: int,
         rank: int = 0,
+        validation: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._buffer = buffer
         self.receiver = receiver
@@ -46,6 +48,7 @@ class Ensemble:
         self._ending = ending
         self._planned = planned
         self._rank = rank
+        self._validation = validation
 
     def finish(self) -> StudyReport:
         """End the ensemble in order, once training has ended: wait for the clients, close the ledger.
@@ -99,6 +102,7 @@ class Ensemble:
             counters=self.receiver.counters(),
             progress=self._progress,
             rank=self._rank,
+            validation=self._validation(),
         )
         for line in report.table():
             logger.info(line)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["StudyReport"]
 
 
+def _plain(value: Any) -> Any:
+    """Make of a value that JSON has no form for, a tensor of one number say, one that it has."""
+    return value.item() if callable(getattr(value, "item", None)) else str(value)
+
+
 @dataclass(frozen=True)
 class StudyReport:
     """The content of ``study_report.json``: `content` has its form (see docs of the report, design §7)."""
@@ -35,8 +40,12 @@ class StudyReport:
         counters: dict[str, float],
         progress: StudyProgress,
         rank: int,
+        validation: dict[str, Any] | None = None,
     ) -> StudyReport:
-        """Put the figures of a study of one rank together, once its ledger is closed."""
+        """Put the figures of a study of one rank together, once its ledger is closed.
+
+        `validation` is what the study's own class has to say, for instance how good its model is.
+        """
         training_seconds = progress.training_seconds
         samples = progress.samples_delivered
         figures = {
@@ -66,9 +75,11 @@ class StudyReport:
             "failed": control.nb_given_up,
             "resubmitted": control.nb_resubmitted,
         }
-        return cls(
-            {"simulations": simulations, **figures, "ranks": [{"rank": rank, **figures}]}, training_seconds
-        )
+        content = {"simulations": simulations, **figures}
+        if validation:
+            content["validation"] = json.loads(json.dumps(validation, default=_plain))
+        content["ranks"] = [{"rank": rank, **figures}]
+        return cls(content, training_seconds)
 
     def check(self) -> None:
         """Check that every declared time step is trained or dropped; else `FatalError` has the figures."""
@@ -124,10 +135,14 @@ class StudyReport:
         return [f"{name:<26} {value:>{width}}" for name, value in rows]
 
     def waits(self) -> str:
-        """Say which share of the time since the watermark training and receiver waited for each other."""
-        waits, seconds = self.content["waits"], max(self.training_seconds, 1e-9)
+        """Say which share of the time training and receiver waited for each other.
+
+        Of the trainer's time what counts is that since the watermark; the receiver's begins with the study.
+        """
+        waits = self.content["waits"]
+        trainer = waits["trainer_for_data_s"] / max(self.training_seconds, 1e-9)
+        receiver = waits["receiver_for_room_s"] / max(self.content["seconds"], 1e-9)
         return (
-            f"the trainer waited for data {100 * waits['trainer_for_data_s'] / seconds:.1f} % of its time "
-            "since the "
-            f"watermark; the receiver for room {100 * waits['receiver_for_room_s'] / seconds:.1f} %"
+            f"the trainer waited for data {trainer:.1%} of its time since the watermark; "
+            f"the receiver for room {receiver:.1%} of the study"
         )

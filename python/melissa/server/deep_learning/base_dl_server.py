@@ -100,6 +100,10 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         Whether ranks of data-parallel training come from Slurm's environment.
     batch_offset : int
         Batches that were trained before this start of the server.
+    report_extra : dict
+        What the study has to say of its model in the end: numbers and texts by name, which the launcher
+        shows, and which stand in ``study_report.json`` under "validation". Set it in `on_train_end` at the
+        latest.
 
     Values that are assigned after ``super().__init__`` (batch_size, buffer_size, per_server_watermark, ...)
     hold: the buffer, the dataset and the logger are made later, when the server comes online.
@@ -128,6 +132,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.setup_slurm_ddp: bool = self.dl_config["setup_slurm_ddp"]
         self.nb_expected_batches: int | None = None
         self.batch_offset = 0
+        self.report_extra: dict[str, Any] = {}
         self._model: Any = None
         self._optimizer: Any = None
         self.__buffer: BaseQueue | None = None
@@ -508,6 +513,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 self._ending,
                 planned=self.nb_simulations,
                 rank=self.rank,
+                validation=lambda: self.report_extra,
             )
 
     def _join_dataset(self) -> None:
