@@ -12,10 +12,10 @@ __version__: str
 class Buffer:
     """A training buffer in a slab of its own.
 
-    ``kind`` is "FIFO", "FIRO", "Reservoir" or "BatchReservoir". ``capacity`` and ``watermark`` are counted in
-    samples. Besides the ``capacity`` slots of the population the slab has ``assembly_slots`` for samples that are
-    being received and ``lent_slots`` that views may keep from being used again (default: a capacity's eighth or two
-    batches, whichever is less, and at least one).
+    ``kind`` is "FIFO", "FIRO", "Reservoir" or "BatchReservoir". ``capacity`` and ``watermark`` are
+    counted in samples. Besides the ``capacity`` slots of the population the slab has ``assembly_slots``
+    for samples that are being received and ``lent_slots`` that views may keep from being used again
+    (default: a capacity's eighth or two batches, whichever is less, and at least one).
 
     Raises:
         UnsupportedConfiguration: a watermark, batch size or number of passes that the kind cannot serve.
@@ -97,7 +97,8 @@ class Buffer:
             ReceptionError: the receiver failed.
         """
     def get_batch(self, nb_samples: int, timeout: float | None = None) -> list[Sample]:
-        """Draw a batch; shorter at the end, or when ``timeout`` passed after its first sample. Raises as `get`."""
+        """Draw a batch; shorter at the end, or when ``timeout`` passed after its first sample. Raises
+        as `get`."""
     def sample_into(self, batch: Batch, timeout: float | None = None) -> int:
         """Draw a batch into the arrays of ``batch``, replacing what they hold; gives the number of rows.
 
@@ -119,8 +120,8 @@ class Buffer:
     def seen_counts(self) -> dict[int, int]:
         """Times delivered -> number of samples in the population."""
     def metrics(self) -> dict[str, Any]:
-        """Figures: population, published, drawn, data_wait_s, view_copies, slab_bytes, slots, assembly_slots,
-        lent_slots, stride, huge_pages."""
+        """Figures: population, published, drawn, data_wait_s, view_copies, slab_bytes, slots,
+        assembly_slots, lent_slots, stride, huge_pages."""
 
 @final
 class Sample:
@@ -150,7 +151,8 @@ class Batch:
     def __len__(self) -> int: ...
     @property
     def inputs(self) -> NDArray[np.floating[Any]]:
-        """(samples, parameters + 1): the parameters, then the time step; float64 if a field is, else float32."""
+        """(samples, parameters + 1): the parameters, then the time step; float64 if a field is, else
+        float32."""
     @property
     def parameters(self) -> NDArray[np.floating[Any]]:
         """(samples, parameters): a view of the inputs without their last column."""
@@ -183,8 +185,8 @@ class Prefetcher:
 class Client:
     """One rank of one simulation, connected to the server; its calls block as a solver's do.
 
-    ``address`` is the server's host:port, ``key`` the bytes of the study key. Connecting proves the key on both
-    sides, within ``timeout`` seconds.
+    ``address`` is the server's host:port, ``key`` the bytes of the study key. Connecting proves the key
+    on both sides, within ``timeout`` seconds.
 
     Raises:
         ServerLostError: nobody listens there, or the connection was lost.
@@ -206,7 +208,8 @@ class Client:
         timeout: float = 60.0,
     ) -> Client: ...
     def init(self, field_name: str, size: int, dtype: str) -> bool:
-        """Declare a field: this rank's elements, and the dtype they are handed over in; False when it was before.
+        """Declare a field: this rank's elements, and the dtype they are handed over in; False when it
+        was before.
 
         Raises:
             ClientError: the field was declared otherwise before, or the first send is over.
@@ -253,9 +256,10 @@ class SimulationState:
 class Receiver:
     """Receives the time steps of a study into a training buffer, in a thread of its own.
 
-    It listens on a port of ``host`` that the kernel chooses, from construction on. ``data_type`` is the dtype in
-    which floating-point fields are wanted: "float32", "float64" or "as_sent". ``simulation_timeout`` is the silence
-    in seconds after which a connected simulation is reported as silent.
+    It listens on a port of ``host`` that the kernel chooses, from construction on. ``data_type`` is the
+    dtype in which floating-point fields are wanted: "float32", "float64" or "as_sent".
+    ``simulation_timeout`` is the silence in seconds after which a connected simulation is reported as
+    silent.
 
     Raises:
         UnsupportedConfiguration, ValueError: a setting that makes no sense.
@@ -305,9 +309,9 @@ class Receiver:
     def stop(self) -> None:
         """Stop early: clients are told to stop, and what they still send is discarded and counted."""
     def ledger(self, final_reason: str | None = None) -> dict[str, int]:
-        """The sums: declared, complete, trained, dropped_client_failed, dropped_stopped_early, dropped_untrained,
-        duplicates_refused. ``final_reason`` ("untrained" or "stopped_early") closes the ledger: steps whose end is open
-        are dropped for that reason."""
+        """The sums: declared, complete, trained, dropped_client_failed, dropped_stopped_early,
+        dropped_untrained, duplicates_refused. ``final_reason`` ("untrained" or "stopped_early") closes
+        the ledger: steps whose end is open are dropped for that reason."""
     def refusals(self) -> list[str]:
         """Texts of what was refused since the last call."""
     def close(self) -> None:

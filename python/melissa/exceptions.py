@@ -1,7 +1,8 @@
 """The exceptions of Melissa, one tree.
 
-Every error that the package raises on purpose is a `MelissaError`; where a built-in class says the same thing,
-the error is that class, too, so that ordinary ``except`` clauses work. The Rust extension raises these classes.
+Every error that the package raises on purpose is a `MelissaError`; where a built-in class says the same
+thing, the error is that class, too, so that ordinary ``except`` clauses work. The Rust extension raises
+these classes.
 
 ::
 
