@@ -101,10 +101,21 @@ def test_a_client_with_another_size_fails_alone(study):
 
 
 def test_clients_that_send_other_numbers_of_steps_than_configured_are_reported(study):
-    study.solver("solve({0: 3, 1: 7}.get(SIMULATION, 5))")
-    study.configure({"ignore_client_death": True})
-    study.succeed()
+    study.solver(
+        """
+        if SIMULATION == 2:
+            declare()
+            send(0, 1, 2, 3, 4)
+            os._exit(3)
+        solve({0: 3, 1: 7}.get(SIMULATION, 5))
+        """
+    )
+    result = study.succeed()
+    # What is complete without a finalize is complete all the same: another attempt could only fail again.
     study.expect_ledger(18)
+    simulations = study.report["simulations"]
+    assert (simulations["finished"], simulations["failed"]) == (2, 2)
+    assert re.search(r"time step 5 came.*\b5\b", result.stderr)
     assert re.search(r"simulation 0 .*\b3 time steps.*nb_time_steps is 5", study.server_log)
     assert re.search(r"simulation 1 .*time step 5 came.*\b5\b", study.server_log)
 

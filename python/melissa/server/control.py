@@ -183,9 +183,8 @@ class StudyControl:
         finished = sum(s.status is SimulationStatus.FINISHED for s in simulations)
         return (
             f"of {self._plan.nb_simulations} simulations {finished} have finished, {self.nb_given_up} were "
-            "given up, "
-            f"{jobs['running']} clients are running ({connected} connected), {jobs['waiting to start']} "
-            "wait to start"
+            f"given up, {jobs['running']} clients are running ({connected} connected), "
+            f"{jobs['waiting to start']} wait to start"
         )
 
     # The thread.
@@ -302,13 +301,20 @@ class StudyControl:
         logger.warning(text + details)
 
         self._check_hope(simulation, text, details)
+        nb_time_steps = self._plan.nb_time_steps
         if self._plan.ignore_client_death:
-            self._drop(simulation)
+            self._drop(simulation, "is given up; the study goes on without it (ignore_client_death)")
         elif not self._plan.fault_tolerance:
             raise FaultToleranceError(
                 f"{text}; launcher_config.fault_tolerance is false, so this ends the study "
-                "(ignore_client_death true "
-                f"would go on without this simulation){details}"
+                f"(ignore_client_death true would go on without this simulation){details}"
+            )
+        elif nb_time_steps is not None and simulation.steps_complete >= nb_time_steps:
+            # A solver that sends more steps would fail with each attempt; one that died at its end was done.
+            self._drop(
+                simulation,
+                f"is not run again: all its {nb_time_steps} time steps (study_options.nb_time_steps) are "
+                "here",
             )
         else:
             self._to_resubmit.append(simulation)
@@ -338,10 +344,8 @@ class StudyControl:
             f"  To try it by hand, without a server: {self._scripts.path(simulation.id)}"
         )
 
-    def _drop(self, simulation: Simulation) -> None:
-        logger.warning(
-            f"simulation {simulation.id} is given up; the study goes on without it (ignore_client_death)"
-        )
+    def _drop(self, simulation: Simulation, what: str) -> None:
+        logger.warning(f"simulation {simulation.id} {what}")
         simulation.status = SimulationStatus.DROPPED
         self.nb_given_up += 1
         self._receiver.finish(simulation.id, "client_failed")
@@ -391,8 +395,7 @@ class StudyControl:
             )
             logger.warning(
                 f"simulation {simulation.id} sent {simulation.steps_complete} time steps, but {source} "
-                f"{expected}; "
-                "further ones that differ are not reported"
+                f"{expected}; further ones that differ are not reported"
             )
         if self._plan.remove_client_scripts:
             self._scripts.remove(simulation.id)
@@ -407,8 +410,7 @@ class StudyControl:
             last = f" The last one: {self._fruitless[-1]}" if self._fruitless else ""
             raise FatalError(
                 f"no time step arrived from any of the {self._plan.nb_simulations} simulations, so there is "
-                "nothing "
-                f"to train on.{last}"
+                f"nothing to train on.{last}"
             )
 
     # Asking for clients.
@@ -442,8 +444,7 @@ class StudyControl:
         self._scripts.write(simulation.id, tokens)
         logger.info(
             f"simulation {simulation.id} failed {simulation.failures} times: it is submitted again with "
-            "fresh "
-            f"parameters ({', '.join(tokens)})"
+            f"fresh parameters ({', '.join(tokens)})"
         )
 
     def _draw(self, simulation: Simulation) -> list[str]:
@@ -460,8 +461,7 @@ class StudyControl:
             self._has_warned_of_nan = True
             logger.warning(
                 f"simulation {simulation.id} has parameters that are no numbers: batches that the buffer "
-                "assembles have "
-                "NaN in their place; SimulationData.parameters has them as they were drawn"
+                "assembles have NaN in their place; SimulationData.parameters has them as they were drawn"
             )
         # The receiver knows an attempt before its client can connect.
         self._receiver.register(simulation.id, simulation.attempt, simulation.draw, numbers)
