@@ -148,9 +148,8 @@ class BaseServer(ABC):
     def _no_sampler(self) -> str:
         return (
             f"{type(self).__name__} has no way to draw parameters: call self.set_parameter_sampler(...) in "
-            "__init__, "
-            "for instance with ParameterSamplerType.RANDOM_UNIFORM, l_bounds and u_bounds; or override "
-            "draw_parameters"
+            "__init__, for instance with ParameterSamplerType.RANDOM_UNIFORM, l_bounds and u_bounds; or "
+            "override draw_parameters"
         )
 
     # The launcher, as study code of 2023 addresses it.

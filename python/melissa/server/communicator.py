@@ -165,7 +165,8 @@ def make_communicator(
     communicator = MpiProcesses(check=check)
     if communicator.size != expected:
         raise ConfigurationFileError(
-            f"the launcher says that the server has {expected} ranks ({RANKS_VARIABLE}), but MPI has started "
-            f"{communicator.size}: start the server with mpiexec -n {expected}, and mpi4py built for that MPI"
+            f"the launcher says that the server has {expected} ranks ({RANKS_VARIABLE}), but MPI has "
+            f"started {communicator.size}: start the server with mpiexec -n {expected}, and mpi4py built "
+            "for that MPI"
         )
     return communicator

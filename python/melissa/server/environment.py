@@ -35,8 +35,7 @@ class StudyEnvironment:
         if missing:
             raise FatalError(
                 f"no {', no '.join(missing)} in the environment: melissa-server is started by the launcher, "
-                "which "
-                "sets them. Start the study with: melissa-launcher --config_name <configuration>"
+                "which sets them. Start the study with: melissa-launcher --config_name <configuration>"
             )
         address, key_file, epoch, output_dir = (environment[name] for name in names)
         if not epoch.isdecimal():

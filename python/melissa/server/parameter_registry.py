@@ -28,8 +28,7 @@ def numeric_parameters(drawn: Sequence[Any], nb_parameters: int) -> list[float]:
     if len(drawn) < nb_parameters:
         raise ConfigurationFileError(
             f"{len(drawn)} parameters were drawn for a simulation ({drawn!r:.200}), but "
-            "study_options.nb_parameters "
-            f"is {nb_parameters}: draw as many, or correct that number"
+            f"study_options.nb_parameters is {nb_parameters}: draw as many, or correct that number"
         )
     last = drawn[len(drawn) - nb_parameters :]
     return [float(value) if isinstance(value, numbers.Real) else float("nan") for value in last]

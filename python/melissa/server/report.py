@@ -92,10 +92,9 @@ class StudyReport:
             if ledger["declared"] != accounted:
                 raise FatalError(
                     f"the ledger of {place} does not balance: {ledger['declared']} time steps were "
-                    "declared, but "
-                    f"{ledger['trained']} trained and {ledger['dropped']} dropped make {accounted}. This is "
-                    "a fault of "
-                    "melissa: please report it with study_report.json and the server's log"
+                    f"declared, but {ledger['trained']} trained and {ledger['dropped']} dropped make "
+                    f"{accounted}. This is a fault of melissa: please report it with study_report.json and "
+                    "the server's log"
                 )
 
     def write(self, path: Path) -> None:
@@ -143,6 +142,6 @@ class StudyReport:
         trainer = waits["trainer_for_data_s"] / max(self.training_seconds, 1e-9)
         receiver = waits["receiver_for_room_s"] / max(self.content["seconds"], 1e-9)
         return (
-            f"the trainer waited for data {trainer:.1%} of its time since the watermark; "
-            f"the receiver for room {receiver:.1%} of the study"
+            f"the trainer waited for data {trainer:.1%} of its time since the watermark; the receiver for "
+            f"room {receiver:.1%} of the study"
         )

@@ -287,8 +287,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             if not isinstance(attributes, tuple | list) or len(attributes) != 2:
                 raise TrainingError(
                     f"{type(self).__name__}.prepare_training_attributes must return (model, optimizer), but "
-                    "returned "
-                    f"{attributes!r:.200}"
+                    f"returned {attributes!r:.200}"
                 )
             self._model, self._optimizer = attributes
         elif is_overridden(type(self), "set_model"):
@@ -489,8 +488,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._join_dataset()
         logger.info(
             f"{self.nb_simulations} simulations are planned; the {self.buffer.kind.name} buffer holds "
-            f"{self.buffer.maxsize} "
-            f"samples, its watermark is {self._progress.watermark}; fields are kept as {data_type}"
+            f"{self.buffer.maxsize} samples, its watermark is {self._progress.watermark}; fields are kept "
+            f"as {data_type}"
         )
         addresses = self.comm.allgather(self._receiver.address)
         if self.rank == 0:
@@ -607,8 +606,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self.buffer.native.closed and population < watermark:
             logger.warning(
                 f"reception is over and the buffer holds {population} samples, so that its watermark of "
-                f"{watermark} "
-                "cannot be reached: training starts with what is there"
+                f"{watermark} cannot be reached: training starts with what is there"
             )
         return True
 

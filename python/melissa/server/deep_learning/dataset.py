@@ -127,8 +127,7 @@ class MelissaIterableDataset:
 
 _NO_WORKERS = (
     "a MelissaIterableDataset reads a buffer that lives in the server's process, so a DataLoader of it can "
-    "have no worker "
-    "processes: set num_workers=0 (the extension's threads do the work that workers would)"
+    "have no worker processes: set num_workers=0 (the extension's threads do the work that workers would)"
 )
 
 
@@ -191,6 +190,5 @@ def _refuse_tensorflow(framework_t: FrameworkType) -> None:
     if framework_t is FrameworkType.TENSORFLOW:
         raise UnsupportedConfiguration(
             "datasets for TensorFlow are not in this version: FrameworkType.DEFAULT gives NumPy arrays, "
-            "which TensorFlow "
-            "takes"
+            "which TensorFlow takes"
         )

@@ -44,29 +44,26 @@ def expect(
         if gathers_all:
             raise UnsupportedConfiguration(
                 f"dl_config.pseudo_epochs is {pseudo_epochs}: all samples are gathered before the first "
-                "pass, so their number "
-                "must be known; set study_options.nb_time_steps"
+                "pass, so their number must be known; set study_options.nb_time_steps"
             )
         return Expectations(None, None, watermark)
     # Time step t of simulation s goes to rank (t + s) mod P: ranks differ by a few samples at most.
     samples = nb_simulations * nb_time_steps // nb_ranks
     come = (
-        f"{samples} samples come to a server rank "
-        f"({nb_simulations} simulations x {nb_time_steps} time steps / {nb_ranks})"
+        f"{samples} samples come to a server rank ({nb_simulations} simulations x {nb_time_steps} time "
+        f"steps / {nb_ranks})"
     )
     if gathers_all:
         watermark = samples
         if samples > buffer_size:
             raise UnsupportedConfiguration(
                 f"dl_config.buffer_size is {buffer_size}, but {come}: with pseudo_epochs = {pseudo_epochs} "
-                "the buffer must "
-                "hold them all"
+                "the buffer must hold them all"
             )
     elif buffer_t is not BufferType.FIFO and watermark > samples:
         raise UnsupportedConfiguration(
             f"dl_config.per_server_watermark is {watermark}, but only {come}: training could never start; "
-            "set it to "
-            f"{samples} or less"
+            f"set it to {samples} or less"
         )
     if buffer_t not in (BufferType.FIFO, BufferType.FIRO):
         return Expectations(samples, None, watermark)

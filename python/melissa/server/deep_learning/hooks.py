@@ -64,8 +64,7 @@ def check_hooks(cls: type) -> None:
     if missing:
         raise TrainingError(
             f"class {cls.__name__} ({_file(cls)}) lacks {' and '.join(missing)}; a class with a train() of "
-            "its own needs "
-            "none of the hooks of the predefined loop"
+            "its own needs none of the hooks of the predefined loop"
         )
 
 
@@ -109,9 +108,8 @@ def choose_lane(cls: type, has_default_batch: bool) -> Lane:
         if batch_class is not None and data_class is None:
             raise UnsupportedConfiguration(
                 f"class {cls.__name__} ({_file(cls)}) has {' and '.join(checks)}, which look at single "
-                "samples, and "
-                "process_simulation_batch, which gets whole batches: define process_simulation_data instead "
-                "of it"
+                "samples, and process_simulation_batch, which gets whole batches: define "
+                "process_simulation_data instead of it"
             )
         return Lane(False, f"{' and '.join(checks)} of {cls.__name__} look at each sample, which is slow")
     if batch_class is not None and (data_class is None or mro.index(batch_class) <= mro.index(data_class)):

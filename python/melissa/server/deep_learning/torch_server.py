@@ -148,8 +148,7 @@ class TorchServer(DeepMelissaServer):
         if missing:
             raise UnsupportedConfiguration(
                 f"dl_config.setup_slurm_ddp is true, but there is no {', no '.join(missing)} in the "
-                "environment: outside a job "
-                "of Slurm set it to false"
+                "environment: outside a job of Slurm set it to false"
             )
         self._refuse_ranks(int(os.environ["SLURM_NTASKS"]))
         self.device = self._choose_device(int(os.environ["SLURM_LOCALID"]))
