@@ -18,7 +18,7 @@ STAMPS := $(VENV)/.melissa
 STEP := ci/step.sh
 
 # What the extension and the package's metadata are made from.
-BUILD_INPUTS := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -name Cargo.toml -o -name '*.rs')
+BUILD_INPUTS := pyproject.toml Cargo.toml Cargo.lock $(wildcard rust/*/Cargo.toml) $(shell find rust/*/src -name '*.rs')
 
 # So that cargo and maturin build PyO3 for the same interpreter.
 export PYO3_PYTHON := $(BIN)/python
