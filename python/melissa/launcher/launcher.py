@@ -46,7 +46,7 @@ REGISTER_TIMEOUT = 1800.0
 FIRST_REMINDER = 30.0
 """Seconds after which the launcher says that it still waits for the server; then ever less often."""
 PING_PERIOD = 2.0
-STOP_TIMEOUT = 5.0
+STOP_TIMEOUT = 10.0
 """Seconds that a server which was asked to stop, or has failed, has for ending by itself."""
 FINISH_TIMEOUT = 60.0
 """Seconds between the server's last message and the end of its process."""
