@@ -163,32 +163,58 @@ def test_a_hopeless_solver_ends_the_study_with_its_last_words(study):
     study.expect_ledger(0)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_launcher_stops_all_and_the_report_says_what_was_dropped(study, number, status):
+def stop_by_signal(study, number, *marks):
+    """Stop the study of `ENDLESS` by a signal when all marks are set; return the ledger, which balances."""
     study.solver(ENDLESS)
-    study.configure(
-        {
-            "study_options.nb_time_steps": None,
-            "dl_config.buffer": "Reservoir",
-            "dl_config.buffer_size": 1000,
-            "dl_config.per_server_watermark": 1000,
-        }
-    )
+    study.configure({"study_options.nb_time_steps": None})
     launcher = study.start()
-    study.wait_for_mark("sent.0")
-    study.wait_for_mark("sent.1")
+    for mark in ("sent.0", "sent.1", *marks):
+        study.wait_for_mark(mark)
     launcher.send_signal(number)
     result = study.wait(launcher)
-    assert result.returncode == status
+    assert result.returncode == 128 + number
     assert f"interrupted by {number.name}" in result.stderr
-    ledger = study.balance()
-    assert ledger["declared"] >= 4
-    assert ledger["trained"] == 0
-    assert ledger["dropped"]["stopped_early"] == ledger["declared"]
-    assert study.report["simulations"]["finished"] == 0
+    assert re.search(r"dropped\W+\d+ .*stopped early", result.stdout)
+    assert study.report["simulations"] == {"planned": 4, "finished": 0, "failed": 0, "resubmitted": 0}
     # Who was told to stop ended without a complaint.
     assert "Traceback" not in study.read("stdout/simulation1.err")
+    assert "Traceback" not in result.stderr
+    return study.balance()
+
+
+def test_ctrl_c_while_the_server_waits_for_its_watermark_drops_all_with_the_reason(study):
+    study.configure(
+        {
+            "dl_config.buffer": "Reservoir",
+            "dl_config.buffer_size": 10_000,
+            "dl_config.per_server_watermark": 10_000,
+        }
+    )
+    ledger = stop_by_signal(study, signal.SIGINT)
+    assert ledger["declared"] == ledger["dropped"]["stopped_early"] >= 4
+    # Training has not begun, so it does not end either.
     assert not (study.output / "seen.json").exists()
+
+
+def test_sigterm_while_the_server_trains_keeps_what_is_trained_and_drops_the_rest_with_the_reason(study):
+    study.server(
+        """
+        import time
+        from pathlib import Path
+
+
+        class Server(PlainServer):
+            def training_step(self, batch, batch_idx):
+                super().training_step(batch, batch_idx)
+                Path("trained").touch()
+                time.sleep(0.3)
+        """
+    )
+    study.configure({"dl_config.batch_size": 2})
+    ledger = stop_by_signal(study, signal.SIGTERM, "trained")
+    assert ledger["trained"] == len(study.counts()) >= 2
+    assert ledger["dropped"]["stopped_early"] >= 1
+    assert ledger["dropped"]["untrained"] == ledger["dropped"]["client_failed"] == 0
 
 
 def test_nothing_of_a_study_outlives_a_launcher_that_is_killed(study):

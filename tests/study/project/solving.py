@@ -12,7 +12,7 @@ from melissa_api import melissa_finalize, melissa_init_typed, melissa_send_typed
 
 SIMULATION = int(os.environ["MELISSA_SIMU_ID"])
 ATTEMPT = int(os.environ["MELISSA_ATTEMPT"])
-PARAMETERS = [float(word) for word in sys.argv[-2:]]
+PARAMETERS = [float(word) for word in sys.argv[1:][-2:]]
 OUTPUT = Path(os.environ["MELISSA_OUTPUT_DIR"])
 FIELDS = {"temperature": (12, "float64")}
 
