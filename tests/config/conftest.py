@@ -42,6 +42,12 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def valid() -> dict[str, Any]:
+    """Return the valid study."""
+    return copy.deepcopy(STUDY)
+
+
+@pytest.fixture
 def write(project: Path) -> Write:
     """Return a function that writes the valid study, with changes by path, and returns the file.
 

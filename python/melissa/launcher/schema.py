@@ -42,7 +42,7 @@ def _integral(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_integral)]
 Natural = Annotated[Whole, Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Verbosity = Annotated[Whole, Field(ge=0, le=3)]
 JobLimit = Annotated[Whole, Field(ge=2)]
