@@ -42,7 +42,7 @@ lint: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## format, style and t
 	@STEP_DETAIL=1 $(STEP) "mypy" mypy
 	@STEP_DETAIL=1 $(STEP) "stubtest" stubtest --mypy-config-file pyproject.toml melissa._melissa
 	@$(STEP) "rustfmt" cargo fmt --check
-	@CARGO_TARGET_DIR=target/clippy $(STEP) "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(STEP) "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
 
 rust-test: environment ## the tests in Rust
 	@$(STEP) "cargo test" cargo test --locked --workspace --exclude melissa-py

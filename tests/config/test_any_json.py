@@ -4,6 +4,7 @@ import copy
 import json
 import os
 
+import pytest
 import rapidjson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,10 +54,9 @@ def test_every_value_is_taken_or_refused_with_its_path(project, valid, changes):
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_is_read_or_refused_with_its_place(project, text):
+def test_any_other_text_is_refused_with_its_file(project, text):
     file = project / "study.json"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    try:
+    with pytest.raises(ConfigurationFileError) as caught:
         load_config(file)
-    except ConfigurationFileError as error:
-        assert str(error).startswith(str(file))
+    assert str(caught.value).startswith(str(file))
