@@ -31,9 +31,9 @@ impl Reception {
             Some(connection) => connection.queued = false,
             None => return,
         }
+        self.turns += 1;
         let mut left = TURN_BYTES;
         while left > 0 && self.connections.get(id).is_some_and(Connection::has_work) {
-            self.messages += 1;
             match self.advance(id) {
                 Ok(Advance::More(bytes)) => left = left.saturating_sub(bytes),
                 Ok(Advance::Sample) => break,

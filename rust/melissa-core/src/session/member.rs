@@ -44,13 +44,14 @@ impl Reception {
     /// A rank that has finalized without a send keeps those that have joined waiting for ever.
     fn check_all_can_join(&mut self, simulation: u32) {
         let Some(run) = &self.simulations[simulation as usize].run else { return };
+        if run.nb_finalized == 0 || run.assembly.is_some() {
+            return;
+        }
         let find = |finalized: bool| {
             let mut ranks = run.ranks.iter();
             ranks.find(|(_, rank)| rank.sent.is_some() == finalized && rank.fields.is_some() != finalized)
         };
-        if let (Some((&done, _)), Some((&waiting, _))) = (find(true), find(false))
-            && run.assembly.is_none()
-        {
+        if let (Some((&done, _)), Some((&waiting, _))) = (find(true), find(false)) {
             let text = format!(
                 "simulation {simulation}: rank {done} has finalized without sending a time step, and rank {waiting} \
                  sends: every rank sends its share of every field"

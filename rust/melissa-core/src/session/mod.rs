@@ -133,7 +133,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Listens on a free port of the configured host and starts the receiving thread.
+    /// Listens on a free port of the configured host and starts the receiving thread. A training buffer has one session
+    /// in its life: the first is the one that it wakes.
     ///
     /// # Errors
     /// A configuration that makes no sense; a host that cannot be listened at; no thread or no descriptors left.

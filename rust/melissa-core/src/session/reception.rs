@@ -28,9 +28,9 @@ const LISTENER: Token = Token(1);
 const FIRST_CONNECTION: usize = 2;
 
 const EVENTS: usize = 1024;
-/// Messages after which the kernel is asked for news although there is work left: one connection that is always
-/// readable costs one system call per message, and many do not keep others waiting.
-const MESSAGES_PER_POLL: usize = 32;
+/// Turns after which the kernel is asked for news although there is work left: one connection that is always readable
+/// costs about one system call per message, and many do not keep others waiting.
+const TURNS_PER_POLL: usize = 32;
 /// What nobody wants is read into this.
 const SCRATCH: usize = 64 * 1024;
 /// Two looks at the clocks lie at least this far apart.
@@ -62,8 +62,8 @@ pub(super) struct Reception {
     pub(super) scratch: Box<[u8]>,
     /// The time of this turn of the loop.
     pub(super) now: Instant,
-    /// Messages since the last poll.
-    pub(super) messages: usize,
+    /// Turns since the last poll.
+    pub(super) turns: usize,
     /// Simulations that changed since somebody asked.
     pub(super) dirty: Vec<u32>,
     /// One of the changes is worth waking somebody for.
@@ -108,7 +108,7 @@ impl Reception {
             refusals: RefusalLog::new(now),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             now,
-            messages: 0,
+            turns: 0,
             dirty: Vec::new(),
             urgent: false,
             steps_per_simulation: config.nb_time_steps,
@@ -135,7 +135,7 @@ impl Reception {
     pub(super) fn run(&mut self, commands: &Receiver<Command>) -> Result<(), String> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            if self.ready.is_empty() || self.messages >= MESSAGES_PER_POLL {
+            if self.ready.is_empty() || self.turns >= TURNS_PER_POLL {
                 self.poll_sockets(&mut events)?;
             }
             self.now = Instant::now();
@@ -167,7 +167,7 @@ impl Reception {
     }
 
     fn poll_sockets(&mut self, events: &mut Events) -> Result<(), String> {
-        self.messages = 0;
+        self.turns = 0;
         let timeout = if self.ready.is_empty() && !self.can_accept(Instant::now()) {
             self.next_look.map(|look| look.saturating_duration_since(Instant::now()))
         } else {

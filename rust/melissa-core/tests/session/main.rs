@@ -1,6 +1,7 @@
 //! The receiving session over real sockets: each test is a small study on the loopback interface.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attacks;
 mod attempts;
 mod client;
 mod endings;
