@@ -106,10 +106,6 @@ impl Reception {
                 let came = connection.read_body(&mut body[have..]);
                 if let (Ok(Came::Bytes(bytes)), Input::Body { have, .. }) = (&came, &mut connection.input) {
                     *have += bytes;
-                    if *have == place.len {
-                        connection.heard = self.now;
-                        return self.on_body(id);
-                    }
                 }
                 came
             }

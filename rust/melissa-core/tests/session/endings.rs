@@ -203,6 +203,32 @@ fn a_study_that_stops_tells_its_clients_and_counts_what_they_still_send() {
 }
 
 #[test]
+fn a_step_that_a_rank_had_begun_ahead_of_the_others_is_counted_at_a_stop() {
+    let study = Study::start(config(1), fifo(10, 1));
+    study.register(0, 1, 0);
+    let mut ranks: Vec<_> = (0..2).map(|rank| study.connect(Identity::of(0).rank(rank, 2))).collect();
+    for rank in &mut ranks {
+        rank.send_join(&[("temperature", Dtype::F32, 5), ("flux", Dtype::F64, 3)]);
+    }
+    for rank in &mut ranks {
+        rank.read_welcome().unwrap();
+    }
+    // Rank 0 is through with step 0 and has begun step 1, of which nothing can be read before step 0 is complete.
+    for step in 0..2 {
+        assert!(ranks[0].send(0, step, &bytes_of(key(0, 0, step), 0, Dtype::F32, 0, 5)));
+        assert!(ranks[0].send(1, step, &bytes_of(key(0, 0, step), 1, Dtype::F64, 0, 3)));
+    }
+    eventually("all of step 0 is there", || study.session.counters().bytes_received == 20 + 24);
+    study.session.stop().unwrap();
+    for rank in &mut ranks {
+        assert_eq!(rank.answer(), Answer::Stop);
+        rank.finalize(2).unwrap();
+    }
+    let sums = study.session.close_ledger(Reason::StoppedEarly);
+    assert_eq!((sums.declared, sums.dropped_stopped_early), (2, 2));
+}
+
+#[test]
 fn a_silent_rank_and_one_that_never_joins_are_told_apart() {
     let timeout = Duration::from_millis(200);
     let study = Study::start(SessionConfig { simulation_timeout: Some(timeout), ..config(2) }, fifo(10, 2));

@@ -2,6 +2,7 @@
 
 use crate::client::Identity;
 use crate::study::{FIELDS, Study, bytes_of, config, eventually, fifo, key, send_step};
+use melissa_core::buffer::{BufferConfig, Kind};
 use melissa_core::ledger::Reason;
 use melissa_core::schema::Dtype;
 use melissa_core::session::{SessionConfig, Status};
@@ -200,4 +201,34 @@ fn progress_comes_with_the_next_answer_and_wakes_nobody() {
     assert!(start.elapsed() >= wait, "nobody had to be woken for progress");
     assert_eq!((changes.len(), changes[0].steps_complete), (1, 30), "thirty steps are one change");
     assert!(study.session.changes(Duration::ZERO).unwrap().is_empty());
+}
+
+#[test]
+fn the_slot_of_an_evicted_sample_goes_to_who_waits_for_one() {
+    let reservoir = BufferConfig { kind: Kind::Reservoir, ..fifo(2, 1) };
+    let study = Study::start(config(4), reservoir);
+    for simulation in 0..4 {
+        study.register(simulation, 1, 0);
+    }
+    let mut first = study.joined(Identity::of(0));
+    for step in 0..2 {
+        assert!(send_step(&mut first, 0, step));
+    }
+    eventually("both places are taken", || study.buffer.population() == 2);
+    // Both samples have been seen, so that either may go; no sampler touches the buffer from here on.
+    while study.buffer.deliveries().contains(&0) {
+        study.get();
+    }
+    // Two simulations hold the two slots that are left; the third has none.
+    let [mut a, mut b, mut c] = [1, 2, 3].map(|simulation| study.joined(Identity::of(simulation)));
+    for client in [&mut a, &mut b] {
+        let key = key(client.who.simulation, 0, 0);
+        assert!(client.send(0, 0, &bytes_of(key, 0, Dtype::F32, 0, 10)));
+    }
+    eventually("both steps have begun", || study.session.counters().bytes_received == 2 * 88 + 2 * 40);
+    assert!(send_step(&mut c, 0, 0));
+    eventually("one simulation lacks a slot", || study.session.counters().slot_waiters == 1);
+    // One of the others completes its step, which evicts a sample.
+    assert!(a.send(1, 0, &bytes_of(key(1, 0, 0), 1, Dtype::F64, 0, 6)));
+    study.wait_state(3, |state| state.steps_complete == 1);
 }
