@@ -214,10 +214,9 @@ fn a_step_that_a_rank_had_begun_ahead_of_the_others_is_counted_at_a_stop() {
         rank.read_welcome().unwrap();
     }
     // Rank 0 is through with step 0 and has begun step 1, of which nothing can be read before step 0 is complete.
-    for step in 0..2 {
-        assert!(ranks[0].send(0, step, &bytes_of(key(0, 0, step), 0, Dtype::F32, 0, 5)));
-        assert!(ranks[0].send(1, step, &bytes_of(key(0, 0, step), 1, Dtype::F64, 0, 3)));
-    }
+    assert!(ranks[0].send(0, 0, &bytes_of(key(0, 0, 0), 0, Dtype::F32, 0, 5)));
+    assert!(ranks[0].send(1, 0, &bytes_of(key(0, 0, 0), 1, Dtype::F64, 0, 3)));
+    assert!(ranks[0].send(0, 1, &bytes_of(key(0, 0, 1), 0, Dtype::F32, 0, 5)));
     eventually("all of step 0 is there", || study.session.counters().bytes_received == 20 + 24);
     study.session.stop().unwrap();
     for rank in &mut ranks {
@@ -241,6 +240,37 @@ fn a_silent_rank_and_one_that_never_joins_are_told_apart() {
     let _connected = study.connect(Identity::of(1));
     let state = study.wait_status(1, Status::Silent);
     assert!(state.error.contains("rank 0 of simulation 1"), "{}", state.error);
+}
+
+#[test]
+fn a_simulation_that_sends_now_and_then_is_not_silent() {
+    let timeout = Duration::from_millis(400);
+    let study =
+        Study::start(SessionConfig { simulation_timeout: Some(timeout), ..config(1) }, fifo(100_000, 1));
+    study.register(0, 1, 0);
+    let mut client = study.joined(Identity::of(0));
+    let start = Instant::now();
+    let mut step = 0;
+    loop {
+        study.session.changes(Duration::ZERO).unwrap();
+        let (mut last, mut longest, mut silent) = (Instant::now(), Duration::ZERO, false);
+        let round = Instant::now();
+        while round.elapsed() < 2 * timeout {
+            std::thread::sleep(timeout / 20);
+            let changes = study.session.changes(Duration::ZERO).unwrap();
+            silent |= changes.iter().any(|state| state.status == Status::Silent);
+            assert!(send_step(&mut client, 0, step));
+            step += 1;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        // On a machine that held this thread up for longer, it was silent indeed.
+        if longest < timeout / 2 {
+            assert!(!silent);
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE);
+    }
 }
 
 #[test]
