@@ -14,26 +14,42 @@ from melissa._melissa import Batch, Buffer, Prefetcher
 CAPACITY = 2000
 SIZE = 10_000  # float32: 40 kB
 BATCH = 10
-INSERTS = 12_000
-BATCHES = 3_000  # 2.5 samples drawn for each one inserted
+RATIO = 4  # samples drawn for each one inserted
+INSERTS = 8_000
+BATCHES = INSERTS * RATIO // BATCH
+SLACK = 200  # inserts
 SOURCES = [np.random.default_rng(i).random(SIZE, dtype=np.float32) for i in range(8)]
 
 
 def rates(insert, draw) -> tuple[float, float]:
-    """Inserts and batches per second, of two threads that run together."""
+    """Inserts and batches per second of two threads, at one insert for `RATIO` samples drawn.
+
+    Neither gets ahead of the other by more than `SLACK` inserts: a reservoir's writer can be no faster than
+    first sights allow, and without a common pace the interpreter's lock would trade one rate for the other.
+    """
+    done = {"insert": 0, "draw": 0}
     seconds = {}
     start = threading.Barrier(2)
 
-    def loop(name, call, count):
+    def loop(name, call, count, may_go):
         start.wait()
         begin = time.perf_counter()
         for index in range(count):
+            while not may_go(index):
+                time.sleep(0)
             call(index)
+            done[name] = index + 1
         seconds[name] = time.perf_counter() - begin
 
+    def insert_may_go(index):
+        return index * RATIO <= done["draw"] * BATCH + SLACK * RATIO
+
+    def draw_may_go(index):
+        return index * BATCH <= (done["insert"] + SLACK) * RATIO
+
     threads = [
-        threading.Thread(target=loop, args=("insert", insert, INSERTS)),
-        threading.Thread(target=loop, args=("draw", draw, BATCHES)),
+        threading.Thread(target=loop, args=("insert", insert, INSERTS, insert_may_go)),
+        threading.Thread(target=loop, args=("draw", draw, BATCHES, draw_may_go)),
     ]
     for thread in threads:
         thread.start()

@@ -38,4 +38,10 @@ def test_resident_memory(report, kilobytes, capacity):
     command = [sys.executable, "-c", SCRIPT, str(kilobytes * 250), str(capacity)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     grown, slots = map(int, output.split())
-    report(f"resident memory, {kilobytes} kB x {capacity}", grown / 2**20, slots / 2**20, unit="MiB", bar="<= 1.05")
+    report(
+        f"resident memory, {kilobytes} kB x {capacity}",
+        grown / 2**20,
+        slots / 2**20,
+        unit="MiB",
+        bar="<= 1.05",
+    )

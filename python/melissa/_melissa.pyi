@@ -15,7 +15,7 @@ class Buffer:
     ``kind`` is "FIFO", "FIRO", "Reservoir" or "BatchReservoir". ``capacity`` and ``watermark`` are
     counted in samples. Besides the ``capacity`` slots of the population the slab has ``assembly_slots``
     for samples that are being received and ``lent_slots`` that views may keep from being used again
-    (default: a capacity's eighth or two batches, whichever is less, and at least one).
+    (default: an eighth of the capacity, between one and two batches and one sample more).
 
     Raises:
         UnsupportedConfiguration: a watermark, batch size or number of passes that the kind cannot serve.

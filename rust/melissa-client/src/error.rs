@@ -66,7 +66,7 @@ pub enum ClientError {
     )]
     Address { at: Arc<Endpoint>, source: Arc<io::Error> },
     #[error(
-        "{at}: cannot connect within {:.1} s ({source}). The server has ended, or this machine cannot reach it: see \
+        "{at}: cannot connect, after {:.1} s of trying ({source}). The server has ended, or this machine cannot reach it: see \
          the server's log, and that its address is one of a network that both machines share",
         .waited.as_secs_f64()
     )]

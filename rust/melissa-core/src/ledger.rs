@@ -95,7 +95,10 @@ pub enum Declared {
 /// Why a step cannot be declared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum LedgerError {
-    #[error("time step {time_step} came, and the study declares {nb_time_steps} of them (0 to {})", nb_time_steps.saturating_sub(1))]
+    #[error(
+        "time step {time_step} came, and study_options.nb_time_steps is {nb_time_steps}: the last one is {}",
+        nb_time_steps.saturating_sub(1)
+    )]
     BeyondEnd { time_step: u64, nb_time_steps: u64 },
     #[error(
         "time step {time_step} came where {expected} or little more was expected: steps are sent in order"

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const STOP_POLL: Duration = Duration::from_millis(50);
 /// A step that takes less is over before a batch that is gathered beside it could be of use.
 const SHORTEST_STEP: Duration = Duration::from_micros(50);
+/// So many steps in a row that speak against the present way of gathering change it: one alone may be an accident.
+const STEPS_TO_CHANGE: u32 = 4;
 
 #[derive(Debug)]
 struct Queue {
@@ -27,10 +29,29 @@ struct Queue {
     drawing: bool,
     /// The thread is to gather ahead.
     ahead: bool,
+    /// Steps in a row that speak against `ahead` being what it is.
+    against: u32,
     /// Why no further batch comes.
     end: Option<BufferError>,
     /// When the last batch was handed over.
     handed: Option<Instant>,
+}
+
+impl Queue {
+    /// Learns how long a step took; true when the thread is to gather ahead from now on.
+    fn learn(&mut self, step: Duration) -> bool {
+        if (step >= SHORTEST_STEP) == self.ahead {
+            self.against = 0;
+            return false;
+        }
+        self.against += 1;
+        if self.against < STEPS_TO_CHANGE {
+            return false;
+        }
+        self.against = 0;
+        self.ahead = !self.ahead;
+        self.ahead
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +101,7 @@ impl Prefetcher {
                 partial: None,
                 drawing: false,
                 ahead: true,
+                against: 0,
                 end: None,
                 handed: None,
             }),
@@ -102,9 +124,7 @@ impl Prefetcher {
         let begin = Instant::now();
         let handed = {
             let mut queue = lock(&shared.queue);
-            let short_step = queue.handed.is_some_and(|handed| begin - handed < SHORTEST_STEP);
-            let resume = !short_step && !queue.ahead;
-            queue.ahead = !short_step;
+            let resume = queue.handed.is_some_and(|handed| queue.learn(begin - handed));
             let handed = queue.handed.is_some();
             drop(queue);
             if resume {

@@ -5,11 +5,12 @@ use crate::batch::PyBatch;
 use crate::errors;
 use crate::wait::{Owner, wait};
 use melissa_core::buffer::{Buffer, BufferConfig, Kind, LentBatch, Sample, SampleKey};
+use melissa_core::error::BufferError;
 use melissa_core::schema::{Dtype, Field, Schema};
 use numpy::PyUntypedArray;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyList, PyTuple};
 use std::sync::Arc;
 
 /// A schema from (name, size, dtype) triples.
@@ -34,6 +35,18 @@ pub fn schema(
     Schema::new(fields, nb_parameters)
         .map(Arc::new)
         .map_err(|error| errors::SCHEMA_ERROR.error(py, error.to_string()))
+}
+
+/// Walks over a list or any other iterable; a conversion to `Vec` would first ask the abstract base classes what it is,
+/// which takes as long as all the rest of a put.
+fn for_each<'py>(
+    items: &Bound<'py, PyAny>,
+    mut each: impl FnMut(Bound<'py, PyAny>) -> PyResult<()>,
+) -> PyResult<()> {
+    match items.cast::<PyList>() {
+        Ok(list) => list.iter().try_for_each(each),
+        Err(_) => items.try_iter()?.try_for_each(|item| each(item?)),
+    }
 }
 
 fn triples(schema: &Schema) -> Vec<(String, usize, &'static str)> {
@@ -177,41 +190,47 @@ impl PyBuffer {
         py.detach(|| buffer.bind(schema)).map_err(|error| errors::buffer_error(py, &error))
     }
 
-    #[pyo3(signature = (simulation_id, time_step, fields, parameters=Vec::new(), *, draw=0, timeout=None))]
+    #[pyo3(signature = (simulation_id, time_step, fields, parameters=None, *, draw=0, timeout=None))]
+    #[pyo3(text_signature = "(simulation_id, time_step, fields, parameters=(), *, draw=0, timeout=None)")]
     #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
     fn put(
         &self,
         py: Python<'_>,
         simulation_id: u32,
         time_step: u64,
-        fields: Vec<Bound<'_, PyAny>>,
-        parameters: Vec<f64>,
+        fields: &Bound<'_, PyAny>,
+        parameters: Option<&Bound<'_, PyAny>>,
         draw: u32,
         timeout: Option<f64>,
     ) -> PyResult<()> {
         let buffer = self.core(py)?;
         let Some(schema) = buffer.schema() else {
-            return Err(errors::buffer_error(py, &melissa_core::error::BufferError::Unbound));
+            return Err(errors::buffer_error(py, &BufferError::Unbound));
         };
-        let arrays = fields
-            .iter()
-            .enumerate()
-            .map(|(index, value)| match schema.fields().get(index) {
-                Some(field) => arrays::contiguous(value, field.dtype, &field.name),
-                None => Err(errors::SCHEMA_ERROR.error(
-                    py,
-                    format!(
-                        "a sample of this study has {} fields; {} came",
-                        schema.fields().len(),
-                        fields.len()
-                    ),
-                )),
-            })
-            .collect::<PyResult<Vec<Bound<'_, PyUntypedArray>>>>()?;
+        let mut arrays: Vec<Bound<'_, PyUntypedArray>> = Vec::with_capacity(schema.fields().len());
+        let mut came = 0;
+        for_each(fields, |value| {
+            if let Some(field) = schema.fields().get(came) {
+                arrays.push(arrays::contiguous(&value, field.dtype, &field.name)?);
+            }
+            came += 1;
+            Ok(())
+        })?;
+        if came > schema.fields().len() {
+            let error = BufferError::Count { what: "fields", expected: schema.fields().len(), got: came };
+            return Err(errors::buffer_error(py, &error));
+        }
+        let mut numbers: Vec<f64> = Vec::with_capacity(schema.nb_parameters());
+        if let Some(parameters) = parameters {
+            for_each(parameters, |value| {
+                numbers.push(value.extract()?);
+                Ok(())
+            })?;
+        }
         // SAFETY: the arrays are contiguous, and referenced until this call returns.
         let bytes: Vec<&[u8]> = arrays.iter().map(|array| unsafe { arrays::bytes(array) }).collect();
         let key = SampleKey { simulation: simulation_id, draw, time_step };
-        wait(py, timeout, |until| buffer.put(key, &bytes, &parameters, until))
+        wait(py, timeout, |until| buffer.put(key, &bytes, &numbers, until))
     }
 
     #[pyo3(signature = (timeout=None))]
@@ -240,7 +259,7 @@ impl PyBuffer {
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
         let buffer = self.core(py)?;
         let ready = wait(py, Some(timeout), |until| match buffer.wait_ready(until) {
-            Ok(false) => Err(melissa_core::error::BufferError::Timeout),
+            Ok(false) => Err(BufferError::Timeout),
             other => other,
         });
         match ready {

@@ -60,13 +60,15 @@ pub struct BufferConfig {
     pub seed: u64,
     /// Slots for bodies that are being received, besides the population.
     pub assembly_slots: usize,
-    /// Slots that lent views may keep from being used again; `None`: min(capacity / 8, 2 batches), at least 1.
+    /// Slots that lent views may keep from being used again; `None`: an eighth of the capacity, but no less than a
+    /// batch and one sample more, and no more than two batches and one.
     pub lent_slots: Option<usize>,
 }
 
 impl BufferConfig {
     pub(crate) fn lent(&self) -> usize {
-        self.lent_slots.unwrap_or((self.capacity / 8).min(2 * self.batch_size)).max(1)
+        let batch = self.batch_size;
+        self.lent_slots.unwrap_or((self.capacity / 8).clamp(batch + 1, 2 * batch + 1)).max(1)
     }
 
     pub(crate) fn check(&self) -> Result<(), BufferError> {
