@@ -6,6 +6,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = [
+    "Batch",
+    "Buffer",
+    "Client",
+    "Prefetcher",
+    "Receiver",
+    "Sample",
+    "SimulationState",
+    "__version__",
+    "take_log",
+]
+
 __version__: str
 
 @final
@@ -281,7 +293,7 @@ class Receiver:
         advertise: str | None = None,
         rank: int = 0,
         nb_ranks: int = 1,
-        simulation_timeout: float | None = 400.0,
+        simulation_timeout: float | None = ...,
         receive_buffer_size: int = 262144,
     ) -> Receiver: ...
     @property

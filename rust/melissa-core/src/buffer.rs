@@ -17,7 +17,7 @@ pub use crate::slab::SlotCounts;
 use crate::slot::Entry;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, OnceLock, Ordering, Waiters, fence, lock};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Which sample it is: the key of the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -888,12 +888,17 @@ impl Buffer {
         })
     }
 
+    /// Time that draws waited for data since the first draw.
+    pub(crate) fn data_wait(&self) -> Duration {
+        Duration::from_nanos(self.data_wait_ns.load(Ordering::Relaxed))
+    }
+
     pub fn metrics(&self) -> BufferMetrics {
         let mut metrics = BufferMetrics {
             population: self.population(),
             published: self.published.load(Ordering::Relaxed),
             drawn: self.drawn.load(Ordering::Relaxed),
-            data_wait_seconds: self.data_wait_ns.load(Ordering::Relaxed) as f64 * 1e-9,
+            data_wait_seconds: self.data_wait().as_secs_f64(),
             view_copies: self.view_copies.load(Ordering::Relaxed),
             ..BufferMetrics::default()
         };

@@ -132,14 +132,28 @@ impl Prefetcher {
             }
             handed
         };
-        let turn = shared.changed.wait_until(deadline, || shared.turn());
+        let mut waited = Duration::ZERO;
+        let turn = shared.turn().or_else(|| {
+            let turn = shared.changed.wait_until(deadline, || shared.turn());
+            waited = begin.elapsed();
+            turn
+        });
         let (result, notify) = match turn {
             None => (Err(BufferError::Timeout), false),
             Some(Turn::End(error)) => (Err(error), false),
             // There is room for a further batch.
             Some(Turn::Batch(batch)) => (Ok(batch), true),
-            Some(Turn::Draw(begun)) => (shared.draw(begun, deadline, |_, batch| batch), false),
+            Some(Turn::Draw(begun)) => {
+                let before = shared.buffer.data_wait();
+                let result = shared.draw(begun, deadline, |_, batch| batch);
+                waited += shared.buffer.data_wait() - before;
+                (result, false)
+            }
         };
+        // The wait for the first batch is the wait for the watermark; what counts is the time after it.
+        if handed {
+            shared.wait_ns.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
+        }
         let mut queue = lock(&shared.queue);
         if result.is_ok() {
             queue.handed = Some(Instant::now());
@@ -149,14 +163,10 @@ impl Prefetcher {
         if notify {
             shared.changed.notify();
         }
-        // The wait for the first batch is the wait for the watermark; what counts is the time after it.
-        if handed {
-            shared.wait_ns.fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        }
         result
     }
 
-    /// Seconds that `next` waited since the first batch came.
+    /// Seconds that `next` waited for data or for a batch to be gathered, since the first batch came.
     pub fn wait_seconds(&self) -> f64 {
         self.shared.wait_ns.load(Ordering::Relaxed) as f64 * 1e-9
     }

@@ -114,7 +114,7 @@ class MelissaIterableDataset:
     def _count(self, batch: list[Sample]) -> None:
         if self._accounting is not None:
             self._accounting.trained(batch)
-            self._accounting.waited(self._wait.seconds)
+            self._accounting.waited(self.buffer.data_wait_seconds)
 
     def _refuse_workers(self) -> None:
         torch_data = sys.modules.get("torch.utils.data")

@@ -57,7 +57,7 @@ class FastLane:
     @property
     def wait_seconds(self) -> float:
         """Seconds that were waited for data since the first batch."""
-        return self._wait.seconds
+        return self._prefetcher.wait_seconds
 
     def next(self) -> Delivery | None:
         """Return the next batch; None at the end of the data, or of the study."""

@@ -179,6 +179,11 @@ class BaseQueue:
         self._assembly_slots = assembly_slots
         self.native = self._make_native(seed or 0)
 
+    @property
+    def data_wait_seconds(self) -> float:
+        """Seconds that gets have waited for data since the first sample was delivered."""
+        return float(self.native.metrics()["data_wait_s"])
+
     def _make_native(self, seed: int) -> Buffer:
         slots = self._assembly_slots
         return Buffer(

@@ -30,11 +30,6 @@ class PolledWait:
         Looked at in each step: its error is raised, its stop ends the data.
     describe
         Says in one line where the study stands, for the log when a wait is long.
-
-    Attributes
-    ----------
-    seconds
-        Time waited, but for the wait for the first data.
     """
 
     STEP = 0.2  # seconds, as below
@@ -43,33 +38,22 @@ class PolledWait:
     def __init__(self, ending: StudyEnding, describe: Callable[[], str] = lambda: "") -> None:
         self._ending = ending
         self._describe = describe
-        self._has_begun = False
-        self.seconds = 0.0
 
     def result_of(self, attempt: Callable[[float], T]) -> T | None:
         """Return what ``attempt(timeout)`` gives once it raises no `WaitTimeout`; None at the data's end."""
         start = time.perf_counter()
         reminder = start + self.REMINDER_PERIOD
-        try:
-            while not self._ending.check():
-                try:
-                    result = attempt(self.STEP)
-                except WaitTimeout:
-                    now = time.perf_counter()
-                    if now >= reminder:
-                        reminder = now + self.REMINDER_PERIOD
-                        logger.info(f"training has waited {now - start:.0f} s for data: {self._describe()}")
-                    continue
-                except EndOfData:
-                    return None
-                if not self._has_begun:
-                    self._has_begun = True
-                    start = time.perf_counter()
-                return result
-            return None
-        finally:
-            if self._has_begun:
-                self.seconds += time.perf_counter() - start
+        while not self._ending.check():
+            try:
+                return attempt(self.STEP)
+            except WaitTimeout:
+                now = time.perf_counter()
+                if now >= reminder:
+                    reminder = now + self.REMINDER_PERIOD
+                    logger.info(f"training has waited {now - start:.0f} s for data: {self._describe()}")
+            except EndOfData:
+                return None
+        return None
 
 
 class SampleSource:
@@ -97,7 +81,7 @@ class SampleSource:
     @property
     def wait_seconds(self) -> float:
         """Seconds that were waited for data since the first sample."""
-        return self._wait.seconds
+        return self._buffer.data_wait_seconds
 
     def next(self) -> tuple[Sample, SimulationData] | None:
         """Return the next sample and the view of it; None at the end of the data, or of the study."""
