@@ -1,8 +1,10 @@
 //! Batches as arrays: gathered from slots row by row, into memory that is used again only when nobody refers to it.
 
-use crate::buffer::{BatchCursor, Buffer, SampleKey, SlotGuard, parameters};
+use crate::buffer::Buffer;
+use crate::draw::BatchCursor;
 use crate::error::BufferError;
 use crate::memory::Region;
+use crate::sample::{SampleKey, SlotGuard, parameters};
 use crate::schema::{ALIGNMENT, Dtype, Schema};
 use crate::sync::{Arc, Mutex, lock};
 use std::time::Instant;

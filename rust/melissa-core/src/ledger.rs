@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(ledger.declare(key(0, 0, 9)), Ok(Declared::New));
         let beyond = LedgerError::BeyondEnd { time_step: 10, nb_time_steps: 10 };
         assert_eq!(ledger.declare(key(0, 0, 10)), Err(beyond));
-        assert!(beyond.to_string().contains("0 to 9"));
+        assert!(beyond.to_string().contains("nb_time_steps is 10: the last one is 9"));
     }
 
     #[test]

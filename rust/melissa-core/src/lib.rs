@@ -5,13 +5,17 @@
 //! samples; samplers draw, pin and copy them into batches. Bytes are copied twice: kernel to slot, slot to batch.
 
 pub mod batch;
+mod bound;
 pub mod buffer;
+mod draw;
 pub mod error;
 pub mod ledger;
 mod memory;
 mod policy;
 pub mod prefetch;
+mod publish;
 mod rng;
+mod sample;
 pub mod schema;
 pub mod session;
 mod slab;

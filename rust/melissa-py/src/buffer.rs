@@ -191,7 +191,9 @@ impl PyBuffer {
     }
 
     #[pyo3(signature = (simulation_id, time_step, fields, parameters=None, *, draw=0, timeout=None))]
-    #[pyo3(text_signature = "($self, simulation_id, time_step, fields, parameters=(), *, draw=0, timeout=None)")]
+    #[pyo3(
+        text_signature = "($self, simulation_id, time_step, fields, parameters=(), *, draw=0, timeout=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "the keywords of the Python method")]
     fn put(
         &self,

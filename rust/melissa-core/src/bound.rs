@@ -1,0 +1,87 @@
+//! What a training buffer consists of once the fields' sizes are known, and who waits for room in it.
+
+use crate::policy::drain::Drain;
+use crate::policy::removing::Removing;
+use crate::policy::reservoir::{Evictable, Positions};
+use crate::slab::Slab;
+use crate::slot::Entry;
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering, Waiters, fence};
+
+/// Those who wait for a free slot or for room in the population.
+#[derive(Default)]
+pub(crate) struct Room {
+    wanted: AtomicBool,
+    pub(crate) waiters: Waiters,
+    pub(crate) waker: OnceLock<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Room {
+    /// Says that a slot or room is wanted. The caller looks once more afterwards.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+        // SYNC(room): pairs with the fence in `signal`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// To be called after a slot became free, a sample was seen for the first time, or the population shrank.
+    pub(crate) fn signal(&self) {
+        // SYNC(room): pairs with the fence in `want`.
+        fence(Ordering::SeqCst);
+        if self.wanted.load(Ordering::Relaxed) && self.wanted.swap(false, Ordering::Relaxed) {
+            if let Some(waker) = self.waker.get() {
+                waker();
+            }
+            self.waiters.notify();
+        }
+    }
+}
+
+/// Where the published samples stand.
+pub(crate) enum Population {
+    Removing(Removing),
+    Positions(Positions),
+}
+
+/// What belongs to the one who publishes; the session's, and a `put`'s from Python.
+pub(crate) struct Writer {
+    pub(crate) free: Vec<u32>,
+    pub(crate) evictable: Evictable,
+}
+
+/// Everything that exists once the schema is known.
+pub(crate) struct Bound {
+    pub(crate) slab: Slab,
+    pub(crate) population: Population,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) drain: Mutex<Option<Drain>>,
+    pub(crate) lent: AtomicUsize,
+    pub(crate) lent_limit: usize,
+    pub(crate) room: Arc<Room>,
+}
+
+impl Bound {
+    /// Lets go of a pin.
+    pub(crate) fn unpin(&self, slot: u32) {
+        let release = self.slab.word(slot).unpin();
+        if self.slab.released(slot, release) {
+            self.room.signal();
+        }
+    }
+
+    /// The population before a drain, in order of arrival or of position.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        match &self.population {
+            Population::Removing(removing) => removing.entries(),
+            Population::Positions(positions) => {
+                (0..positions.population()).map(|position| positions.entry(position)).collect()
+            }
+        }
+    }
+
+    pub(crate) fn population(&self) -> usize {
+        match &self.population {
+            Population::Removing(removing) => removing.population(),
+            Population::Positions(positions) => positions.population(),
+        }
+    }
+}
