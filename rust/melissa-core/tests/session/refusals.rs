@@ -218,7 +218,7 @@ fn each_wrong_data_frame_ends_its_own_connection_only() {
     };
     let (code, message) = refused(&|header| Header { time_step: 20, ..header });
     assert_eq!(code, "step");
-    assert!(message.contains("time step 20 came") && message.contains("0 to 19"), "{message}");
+    assert!(message.contains("time step 20 came") && message.contains("the last one is 19"), "{message}");
     let (code, message) = refused(&|header| Header { time_step: 2, ..header });
     assert_eq!(code, "step");
     assert!(message.contains("\"temperature\" of time step 0 was expected"), "{message}");

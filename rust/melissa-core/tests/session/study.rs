@@ -36,7 +36,7 @@ pub fn fifo(capacity: usize, assembly_slots: usize) -> BufferConfig {
         batch_size: 1,
         seed: 0,
         assembly_slots,
-        lent_slots: None,
+        lent_slots: Some(1),
     }
 }
 
