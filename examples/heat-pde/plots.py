@@ -73,7 +73,7 @@ def draw_prediction(
     temperatures = {"cmap": "inferno", "vmin": min(parameters), "vmax": max(parameters)}
     for row, (name, fields) in zip(axes, rows.items(), strict=True):
         if name == "error":
-            # The few cells at a wall where a front starts would blanch all others: they may leave the scale.
+            # The largest errors, early ones, may leave the scale: they would blanch all others.
             limit = max(float(np.quantile(np.abs(fields[shown]), 0.99)), 1e-6)
             error = draw_row(row, fields[shown], {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit})
             figure.colorbar(error, ax=row, label="predicted - simulated [K]", extend="both", aspect=15)
