@@ -12,7 +12,8 @@ __all__ = ["StudyProgress"]
 class StudyProgress:
     """Counters of one server rank's training, and the last losses.
 
-    `phase` is one of "starting", "waiting for the watermark", "training", "draining", "finishing".
+    `phase` is one of "starting", "preparing to train" (in `on_train_start`), "waiting for the watermark",
+    "training", "draining", "finishing".
     """
 
     NB_LOSSES = 16  # a study that logs a loss per region, say, is not to flood the terminal

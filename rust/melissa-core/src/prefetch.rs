@@ -38,7 +38,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// Learns how long a step took; true when the thread is to gather ahead from now on.
+    /// Learns how long a step took; true when that changes who is to gather.
     fn learn(&mut self, step: Duration) -> bool {
         if (step >= SHORTEST_STEP) == self.ahead {
             self.against = 0;
@@ -50,7 +50,7 @@ impl Queue {
         }
         self.against = 0;
         self.ahead = !self.ahead;
-        self.ahead
+        true
     }
 }
 
@@ -63,7 +63,11 @@ struct Shared {
     pool: Arc<BatchPool>,
     layout: Mutex<Option<Arc<BatchLayout>>>,
     queue: Mutex<Queue>,
-    changed: Waiters,
+    /// Consumers wait here for a batch, the end, or their turn to draw.
+    delivered: Waiters,
+    /// The thread waits here until a batch is wanted of it. Apart from the consumers: whoever draws for itself wakes
+    /// nobody.
+    wanted: Waiters,
     stop: AtomicBool,
     wait_ns: AtomicU64,
 }
@@ -105,7 +109,8 @@ impl Prefetcher {
                 end: None,
                 handed: None,
             }),
-            changed: Waiters::default(),
+            delivered: Waiters::default(),
+            wanted: Waiters::default(),
             stop: AtomicBool::new(false),
             wait_ns: AtomicU64::new(0),
         });
@@ -124,17 +129,18 @@ impl Prefetcher {
         let begin = Instant::now();
         let handed = {
             let mut queue = lock(&shared.queue);
-            let resume = queue.handed.is_some_and(|handed| queue.learn(begin - handed));
-            let handed = queue.handed.is_some();
+            let changed = queue.handed.is_some_and(|handed| queue.learn(begin - handed));
+            let (handed, ahead) = (queue.handed.is_some(), queue.ahead);
             drop(queue);
-            if resume {
-                shared.changed.notify();
+            if changed {
+                // Those whose turn it is now: the thread, or consumers that waited for it.
+                if ahead { &shared.wanted } else { &shared.delivered }.notify();
             }
             handed
         };
         let mut waited = Duration::ZERO;
         let turn = shared.turn().or_else(|| {
-            let turn = shared.changed.wait_until(deadline, || shared.turn());
+            let turn = shared.delivered.wait_until(deadline, || shared.turn());
             waited = begin.elapsed();
             turn
         });
@@ -161,7 +167,7 @@ impl Prefetcher {
         let notify = notify && queue.ahead;
         drop(queue);
         if notify {
-            shared.changed.notify();
+            shared.wanted.notify();
         }
         result
     }
@@ -174,7 +180,8 @@ impl Prefetcher {
     /// Ends the thread. Batches that are ready are given up; their samples count as not trained.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.changed.notify();
+        self.shared.delivered.notify();
+        self.shared.wanted.notify();
         if let Some(thread) = lock(&self.thread).take() {
             // A panic of the thread was told to the waiting side already.
             let _ = thread.join();
@@ -241,8 +248,12 @@ impl Shared {
                 Err(error)
             }
         };
+        let ahead = queue.ahead;
         drop(queue);
-        self.changed.notify();
+        self.delivered.notify();
+        if ahead {
+            self.wanted.notify();
+        }
         result
     }
 
@@ -254,7 +265,7 @@ impl Shared {
                 let text =
                     "the prefetching thread ended unexpectedly; this is a defect of Melissa".to_string();
                 lock(&self.0.queue).end.get_or_insert(BufferError::Failed(text));
-                self.0.changed.notify();
+                self.0.delivered.notify();
             }
         }
         let ended = Ended(self);
@@ -265,7 +276,7 @@ impl Shared {
 
     fn gather_ahead(&self) {
         loop {
-            let turn = self.changed.wait_until(Some(Instant::now() + STOP_POLL), || {
+            let turn = self.wanted.wait_until(Some(Instant::now() + STOP_POLL), || {
                 let mut queue = lock(&self.queue);
                 if self.stop.load(Ordering::Relaxed) || queue.end.is_some() {
                     return Some(None);

@@ -12,15 +12,17 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Threads that wait until a condition on atomics holds, and those who may make it hold.
+/// Threads that wait until a condition holds, and those who may make it hold.
 ///
 /// The waker's fast path is one fence and one load while nobody waits. No wake-up is lost: the waiter announces
-/// itself, fences, and checks the condition under the lock; the waker changes the state, fences, looks for waiters,
-/// and takes the lock before it notifies. Either the waker sees the waiter, or the waiter sees the change.
+/// itself, notes the epoch, fences, and checks the condition; the waker changes the state, fences, looks for waiters,
+/// and begins a new epoch before it notifies. Either the waker sees the waiter, or the waiter sees the change.
+///
+/// The condition is checked without the lock: it may draw or publish a sample, and so wake those who wait elsewhere.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     count: AtomicUsize,
-    lock: Mutex<()>,
+    epoch: Mutex<u64>,
     condition: Condvar,
 }
 
@@ -35,28 +37,37 @@ impl Waiters {
             return Some(value);
         }
         self.count.fetch_add(1, Ordering::Relaxed);
-        // SYNC(waiters): pairs with the fence in `notify`.
-        fence(Ordering::SeqCst);
-        let mut guard = lock(&self.lock);
         let value = loop {
+            let epoch = *lock(&self.epoch);
+            // SYNC(waiters): pairs with the fence in `notify`.
+            fence(Ordering::SeqCst);
             if let Some(value) = ready() {
                 break Some(value);
             }
-            match deadline {
-                None => guard = self.condition.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            if !self.wait_for_another(epoch, deadline) {
+                break None;
+            }
+        };
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        value
+    }
+
+    /// Sleeps until the epoch is another one; false at the deadline.
+    fn wait_for_another(&self, epoch: u64, deadline: Option<Instant>) -> bool {
+        let mut now = lock(&self.epoch);
+        while *now == epoch {
+            now = match deadline {
+                None => self.condition.wait(now).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left == Duration::ZERO {
-                        break None;
+                        return false;
                     }
-                    guard =
-                        self.condition.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+                    self.condition.wait_timeout(now, left).unwrap_or_else(PoisonError::into_inner).0
                 }
-            }
-        };
-        drop(guard);
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        value
+            };
+        }
+        true
     }
 
     /// Wakes every waiter; to be called after the state that they wait for was changed.
@@ -64,7 +75,7 @@ impl Waiters {
         // SYNC(waiters): pairs with the fence in `wait_until`.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::Relaxed) > 0 {
-            drop(lock(&self.lock));
+            *lock(&self.epoch) += 1;
             self.condition.notify_all();
         }
     }

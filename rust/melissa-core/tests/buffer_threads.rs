@@ -360,3 +360,33 @@ fn a_slab_that_does_not_fit_is_refused_with_both_figures() {
         "{error}"
     );
 }
+
+#[test]
+fn consumers_with_short_and_with_long_steps_share_a_prefetcher() {
+    let buffer = buffer(config(Kind::Fifo, 8, 0, 4));
+    let prefetcher = Arc::new(Prefetcher::start(Arc::clone(&buffer), 4, 2, false).unwrap());
+    let consumers: Vec<_> = [0u64, 200]
+        .map(|step| {
+            let prefetcher = Arc::clone(&prefetcher);
+            thread::spawn(move || {
+                let mut numbers = vec![];
+                loop {
+                    match prefetcher.next(soon()) {
+                        Ok(batch) => numbers.extend(check(&batch)),
+                        Err(BufferError::EndOfData) => return numbers,
+                        Err(other) => panic!("{other}"),
+                    }
+                    // Ten steps of one kind, then ten of the other: who gathers changes again and again.
+                    if numbers.len() / 40 % 2 == 0 {
+                        thread::sleep(Duration::from_micros(step));
+                    }
+                }
+            })
+        })
+        .into();
+    (0..8000).for_each(|number| put(&buffer, number, soon()).unwrap());
+    buffer.close();
+    let mut numbers: Vec<_> = consumers.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..8000).collect::<Vec<_>>());
+}

@@ -310,6 +310,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.__set_expected_batches_samples_watermark()
         self.__configure_data_collection()
         self._receive()
+        self._progress.phase = "preparing to train"
         self._on_train_start()
         if self.__check_water_mark():
             self._progress.training_begins()
