@@ -39,15 +39,15 @@ impl SlotWriter {
 
     /// The bytes of one field.
     pub fn field_bytes_mut(&mut self, field: usize) -> &mut [u8] {
-        let schema = Arc::clone(self.bound.slab.schema());
-        let start = schema.field_offset(field);
-        &mut self.bytes_mut()[start..start + schema.field_bytes(field)]
+        let schema = self.bound.slab.schema();
+        let (start, length) = (schema.field_offset(field), schema.field_bytes(field));
+        &mut self.bytes_mut()[start..start + length]
     }
 
     pub(crate) fn set_identity(&mut self, key: SampleKey, parameters: &[f64]) {
-        let schema = Arc::clone(self.bound.slab.schema());
-        let start = schema.parameters_offset();
-        let bytes = &mut self.bytes_mut()[start..start + 8 * schema.nb_parameters()];
+        let schema = self.bound.slab.schema();
+        let (start, length) = (schema.parameters_offset(), 8 * schema.nb_parameters());
+        let bytes = &mut self.bytes_mut()[start..start + length];
         for (place, parameter) in bytes.chunks_exact_mut(8).zip(parameters) {
             place.copy_from_slice(&parameter.to_ne_bytes());
         }
