@@ -21,6 +21,8 @@ pub struct ClientConfig {
     pub timeout: Duration,
     /// How long the server's machine may leave the kernel's probes of an idle connection unanswered.
     pub peer_silence: Duration,
+    /// Whether to take the server's Unix socket where there is one: on its own host.
+    pub local_socket: bool,
 }
 
 impl ClientConfig {
@@ -36,6 +38,7 @@ impl ClientConfig {
             size: 1,
             timeout: Duration::from_secs(60),
             peer_silence: Duration::from_secs(120),
+            local_socket: true,
         }
     }
 }

@@ -6,7 +6,8 @@ use crate::os;
 use crate::wait::{Interrupt, Over, Wait};
 use melissa_core::wire::handshake::{self, Message, Refused};
 use melissa_core::wire::header::{HEADER_SIZE, Header, HeaderError, Kind};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use melissa_core::wire::local;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -36,13 +37,22 @@ enum Received {
 }
 
 impl Connection {
-    /// Connects to the first of the server's addresses that answers.
+    /// Connects to the server's Unix socket on its own host, else to the first of its addresses that answers.
     pub fn open(
         config: &ClientConfig,
         at: &Arc<Endpoint>,
         deadline: Instant,
         interrupt: Interrupt<'_>,
     ) -> Result<Self, ClientError> {
+        if let Some(socket) = config.local_socket.then(|| connect_here(config)).flatten() {
+            return Ok(Self {
+                socket,
+                at: Arc::clone(at),
+                incoming: Vec::new(),
+                header: None,
+                authenticated: false,
+            });
+        }
         let unresolved = |source| ClientError::Address { at: Arc::clone(at), source: Arc::new(source) };
         let addresses = config.address.to_socket_addrs().map_err(unresolved)?;
         let mut wait = Wait::new(interrupt, Some(deadline));
@@ -291,6 +301,18 @@ impl Connection {
     fn bad_message(&self, source: handshake::HandshakeError) -> ClientError {
         ClientError::Message { at: Arc::clone(&self.at), source: Arc::new(source) }
     }
+}
+
+/// The server's Unix socket, if it has one that this process can see and enter.
+fn connect_here(config: &ClientConfig) -> Option<Socket> {
+    let path = local::socket(&config.key, config.study_epoch, &config.address);
+    let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        // It is there at once or not at all: the kernel waits for nobody but the row of those who connect to be shorter.
+        socket.connect(&SockAddr::unix(&path)?)?;
+        Ok(socket)
+    });
+    connected.inspect_err(|error| log::debug!("TCP is used, {} cannot be: {error}", path.display())).ok()
 }
 
 /// One attempt at one address.

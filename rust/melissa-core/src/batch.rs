@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::draw::BatchCursor;
 use crate::error::BufferError;
-use crate::memory::Region;
+use crate::memory::{self, Region, copy};
 use crate::sample::{SampleKey, SlotGuard, parameters};
 use crate::schema::{ALIGNMENT, Dtype, Schema};
 use crate::sync::{Arc, Mutex, lock};
@@ -51,25 +51,44 @@ impl BatchLayout {
     }
 }
 
+/// What a batch takes memory for.
+#[derive(Debug)]
+struct Memory {
+    region: Region,
+    keys: Vec<SampleKey>,
+    cursor: BatchCursor,
+}
+
 /// Memory of batches of one layout that nobody uses now.
 #[derive(Debug, Default)]
 pub struct BatchPool {
-    idle: Mutex<Vec<Region>>,
+    idle: Mutex<Vec<Memory>>,
 }
+
+/// Samples that are pinned together before they are copied: one after another, the pins' atomic operations would keep the
+/// processor from fetching a sample while it copies the one before.
+const CLAIMS: usize = 16;
+/// Large samples are pinned one by one: there it gains nothing, and a slot is sooner free.
+const BYTES_AT_ONCE: usize = 64 << 10;
+
+/// Samples whose first bytes are asked for together, so many ahead of the copies.
+const HINTS: usize = 4;
 
 /// Idle batches that are kept; a trainer, its prefetcher and one in flight use no more.
 const IDLE_LIMIT: usize = 4;
 
 impl BatchPool {
-    fn take(&self, bytes: usize) -> Result<Region, BufferError> {
+    fn take(&self, layout: &BatchLayout) -> Result<Memory, BufferError> {
+        let bytes = layout.bytes().max(1);
         let mut idle = lock(&self.idle);
-        while let Some(region) = idle.pop() {
-            if region.len() == bytes {
-                return Ok(region);
+        while let Some(memory) = idle.pop() {
+            if memory.region.len() == bytes {
+                return Ok(memory);
             }
         }
         drop(idle);
-        Region::new(bytes).map_err(|source| BufferError::Map { bytes, source })
+        let region = Region::new(bytes).map_err(|source| BufferError::Map { bytes, source })?;
+        Ok(Memory { region, keys: Vec::with_capacity(layout.rows()), cursor: BatchCursor::default() })
     }
 }
 
@@ -89,14 +108,8 @@ impl Batch {
     /// # Errors
     /// When the kernel has no memory for it.
     pub fn new(pool: &Arc<BatchPool>, layout: Arc<BatchLayout>) -> Result<Self, BufferError> {
-        let region = pool.take(layout.bytes().max(1))?;
-        Ok(Self {
-            keys: Vec::with_capacity(layout.rows()),
-            cursor: BatchCursor::default(),
-            region: Some(region),
-            pool: Arc::clone(pool),
-            layout,
-        })
+        let Memory { region, keys, cursor } = pool.take(&layout)?;
+        Ok(Self { keys, cursor, region: Some(region), pool: Arc::clone(pool), layout })
     }
 
     pub fn layout(&self) -> &BatchLayout {
@@ -128,51 +141,57 @@ impl Batch {
         unsafe { self.base().add(self.layout.offsets[field]) }
     }
 
-    /// Copies a sample into the next row.
-    fn push(&mut self, sample: &SlotGuard<'_>) {
-        let row = self.keys.len();
-        assert!(row < self.layout.rows);
-        let layout = Arc::clone(&self.layout);
+    /// Copies samples into the next rows.
+    fn push(&mut self, samples: &[Option<SlotGuard<'_>>]) {
+        let first = self.keys.len();
+        assert!(first + samples.len() <= self.layout.rows);
+        let layout = &*self.layout;
         let schema = &*layout.schema;
-        let bytes = sample.bytes();
         for field in 0..schema.fields().len() {
             let (start, length) = (schema.field_offset(field), schema.field_bytes(field));
-            let source = &bytes[start..start + length];
-            // SAFETY: row < rows, so the row lies in the field's part of the region; `&mut self` keeps other writers
-            // out, and the slab is another mapping.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    source.as_ptr(),
-                    self.field_ptr(field).add(row * length),
-                    length,
-                );
+            for (row, sample) in (first..).zip(samples.iter().flatten()) {
+                let source = &sample.bytes()[start..start + length];
+                // SAFETY: the row is one of the batch's, so that it lies in the field's part of the region and is `length` bytes
+                // long, as the source; `&mut self` keeps other writers out, and the slab is another mapping.
+                unsafe { copy(source.as_ptr(), self.field_ptr(field).add(row * length), length) };
             }
         }
-        let key = sample.key();
-        let inputs = parameters(schema, bytes).chain([key.time_step as f64]);
-        let row_start = row * (schema.nb_parameters() + 1);
-        for (column, value) in inputs.enumerate() {
-            // SAFETY: the row of inputs lies in the region, whose start is aligned for both types.
-            unsafe {
-                match schema.input_dtype() {
-                    Dtype::F64 => self.base().cast::<f64>().add(row_start + column).write(value),
-                    _ => self.base().cast::<f32>().add(row_start + column).write(value as f32),
+        for (row, sample) in (first..).zip(samples.iter().flatten()) {
+            let key = sample.key();
+            let inputs = parameters(schema, sample.bytes()).chain([key.time_step as f64]);
+            let row_start = row * (schema.nb_parameters() + 1);
+            for (column, value) in inputs.enumerate() {
+                // SAFETY: the row of inputs lies in the region, whose start is aligned for both types.
+                unsafe {
+                    match schema.input_dtype() {
+                        Dtype::F64 => self.base().cast::<f64>().add(row_start + column).write(value),
+                        _ => self.base().cast::<f32>().add(row_start + column).write(value as f32),
+                    }
                 }
             }
+            self.keys.push(key);
         }
-        self.keys.push(key);
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
         if let Some(region) = self.region.take() {
+            self.clear();
+            let keys = std::mem::take(&mut self.keys);
+            let cursor = std::mem::take(&mut self.cursor);
             let mut idle = lock(&self.pool.idle);
             if idle.len() < IDLE_LIMIT {
-                idle.push(region);
+                idle.push(Memory { region, keys, cursor });
             }
         }
     }
+}
+
+/// Bytes that this process has copied into batches by vector registers; for the test that counts every copy.
+#[doc(hidden)]
+pub fn streamed_bytes() -> u64 {
+    memory::streamed_bytes()
 }
 
 impl Buffer {
@@ -181,13 +200,29 @@ impl Buffer {
     /// # Errors
     /// `EndOfData`, `Timeout`, `Failed`. Rows drawn before a `Timeout` stay, and a further call goes on.
     pub fn gather(&self, batch: &mut Batch, deadline: Option<Instant>) -> Result<(), BufferError> {
+        let at_once = (BYTES_AT_ONCE / batch.layout.schema.stride()).clamp(1, CLAIMS);
+        let distance = at_once.clamp(2, HINTS);
         while batch.cursor.drawn() < batch.layout.rows {
-            let mut cursor = std::mem::take(&mut batch.cursor);
-            let drawn = self.draw(&mut cursor, deadline);
-            batch.cursor = cursor;
-            match drawn {
-                Ok(Some(guard)) => batch.push(&guard),
-                Ok(None) => break,
+            let left = batch.layout.rows - batch.cursor.drawn();
+            // On the stack: nothing is allocated for a sample.
+            let mut guards = [const { None }; CLAIMS];
+            match self.claim(&mut batch.cursor, &mut guards[..at_once.min(left)], deadline) {
+                Ok(0) => break,
+                Ok(count) => {
+                    // Beside the copies: pins are atomic operations, which would wait for what is under way.
+                    self.look_ahead(count);
+                    let mut ahead = distance;
+                    for rows in guards[..count].chunks(HINTS) {
+                        for _ in rows {
+                            match guards.get(ahead) {
+                                Some(Some(next)) => next.prefetch(),
+                                _ => self.prefetch_bytes(ahead.saturating_sub(count)),
+                            }
+                            ahead += 1;
+                        }
+                        batch.push(rows);
+                    }
+                }
                 Err(BufferError::EndOfData) if !batch.keys.is_empty() => break,
                 Err(error) => return Err(error),
             }

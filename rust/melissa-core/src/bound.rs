@@ -1,5 +1,7 @@
 //! What a training buffer consists of once the fields' sizes are known, and who waits for room in it.
 
+use crate::memory::Apart;
+use crate::planted::{Bug, planted};
 use crate::policy::drain::Drain;
 use crate::policy::removing::Removing;
 use crate::policy::reservoir::{Evictable, Positions};
@@ -20,7 +22,9 @@ impl Room {
     pub(crate) fn want(&self) {
         self.wanted.store(true, Ordering::Relaxed);
         // SYNC(room): pairs with the fence in `signal`.
-        fence(Ordering::SeqCst);
+        if !planted(Bug::WeakWant) {
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// To be called after a slot became free, a sample was seen for the first time, or the population shrank.
@@ -37,6 +41,7 @@ impl Room {
 }
 
 /// Where the published samples stand.
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a buffer")]
 pub(crate) enum Population {
     Removing(Removing),
     Positions(Positions),
@@ -48,13 +53,13 @@ pub(crate) struct Writer {
     pub(crate) evictable: Evictable,
 }
 
-/// Everything that exists once the schema is known.
+/// Everything that exists once the schema is known. Aligned like what it sets apart, and so apart from its own reference count.
 pub(crate) struct Bound {
     pub(crate) slab: Slab,
     pub(crate) population: Population,
-    pub(crate) writer: Mutex<Writer>,
+    pub(crate) writer: Apart<Mutex<Writer>>,
     pub(crate) drain: Mutex<Option<Drain>>,
-    pub(crate) lent: AtomicUsize,
+    pub(crate) lent: Apart<AtomicUsize>,
     pub(crate) lent_limit: usize,
     pub(crate) room: Arc<Room>,
 }
@@ -62,6 +67,12 @@ pub(crate) struct Bound {
 impl Bound {
     /// Lets go of a pin.
     pub(crate) fn unpin(&self, slot: u32) {
+        if planted(Bug::SignalUnderPin) {
+            self.room.signal();
+            let release = self.slab.word(slot).unpin();
+            self.slab.released(slot, release);
+            return;
+        }
         let release = self.slab.word(slot).unpin();
         if self.slab.released(slot, release) {
             self.room.signal();

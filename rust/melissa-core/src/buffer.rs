@@ -7,6 +7,8 @@
 use crate::bound::{Bound, Population, Room, Writer};
 pub use crate::draw::LentBatch;
 use crate::error::{BufferError, describe};
+use crate::memory::Apart;
+use crate::planted::{Bug, planted};
 use crate::policy::drain::Drain;
 use crate::policy::limiter::Limiter;
 use crate::policy::removing::Removing;
@@ -48,9 +50,9 @@ pub struct Buffer {
     pub(crate) paused: AtomicUsize,
     pub(crate) data: Waiters,
     pub(crate) room: Arc<Room>,
-    pub(crate) draws: CounterRng,
-    pub(crate) published: AtomicU64,
-    pub(crate) drawn: AtomicU64,
+    pub(crate) draws: Apart<CounterRng>,
+    pub(crate) published: Apart<AtomicU64>,
+    pub(crate) drawn: Apart<AtomicU64>,
     pub(crate) data_wait_ns: AtomicU64,
     pub(crate) view_copies: AtomicU64,
 }
@@ -81,9 +83,9 @@ impl Buffer {
             paused: AtomicUsize::new(0),
             data: Waiters::default(),
             room: Arc::default(),
-            draws: CounterRng::new(config.seed, DRAW_STREAM),
-            published: AtomicU64::new(0),
-            drawn: AtomicU64::new(0),
+            draws: Apart(CounterRng::new(config.seed, DRAW_STREAM)),
+            published: Apart::default(),
+            drawn: Apart::default(),
             data_wait_ns: AtomicU64::new(0),
             view_copies: AtomicU64::new(0),
             config,
@@ -133,14 +135,14 @@ impl Buffer {
         let eviction_rng = CounterRng::new(self.config.seed, EVICTION_STREAM);
         let writer = Writer {
             free: (0..slots as u32).rev().collect(),
-            evictable: Evictable::new(slots, capacity, eviction_rng),
+            evictable: Evictable::new(capacity, eviction_rng),
         };
         let bound = Arc::new(Bound {
             slab,
             population,
-            writer: Mutex::new(writer),
+            writer: Apart(Mutex::new(writer)),
             drain: Mutex::new(None),
-            lent: AtomicUsize::new(0),
+            lent: Apart::default(),
             lent_limit: counts.lent,
             room: Arc::clone(&self.room),
         });
@@ -162,7 +164,7 @@ impl Buffer {
     pub fn close(&self) {
         if let Some(bound) = self.bound.get() {
             // Under the writer's lock: the close follows the last publish.
-            let _writer = lock(&bound.writer);
+            let _writer = (!planted(Bug::CloseBesidePublish)).then(|| lock(&bound.writer));
             self.closed.store(true, Ordering::Release);
         } else {
             self.closed.store(true, Ordering::Release);
@@ -261,7 +263,7 @@ impl Buffer {
             ..BufferMetrics::default()
         };
         if let Some(bound) = self.bound.get() {
-            metrics.slab_bytes = bound.slab.bytes();
+            metrics.slab_bytes = bound.slab.size();
             metrics.slots = bound.slab.slots();
             metrics.stride = bound.slab.schema().stride();
             metrics.huge_pages = bound.slab.huge_pages();

@@ -3,12 +3,13 @@
 use crate::bound::{Bound, Population};
 use crate::buffer::Buffer;
 use crate::error::BufferError;
+use crate::planted::{Bug, planted};
 use crate::policy::Kind;
 use crate::policy::drain::Drain;
 use crate::policy::reservoir::Positions;
 use crate::sample::{Sample, SlotGuard};
 use crate::slot::Entry;
-use crate::sync::{Arc, Ordering, lock};
+use crate::sync::{Arc, Ordering, lock, spin_loop};
 use std::time::Instant;
 
 /// What must not repeat within a batch that is being drawn.
@@ -62,6 +63,34 @@ impl Buffer {
         self.drawn(waited.ok_or(BufferError::Timeout)??, cursor)
     }
 
+    /// Draws samples for all places, waiting for the first one only: pins are never held while waiting. Returns how many
+    /// came; 0: the batch ends here.
+    pub(crate) fn claim<'a>(
+        &'a self,
+        cursor: &mut BatchCursor,
+        places: &mut [Option<SlotGuard<'a>>],
+        deadline: Option<Instant>,
+    ) -> Result<usize, BufferError> {
+        let mut count = 0;
+        for place in places {
+            *place = if count == 0 {
+                self.draw(cursor, deadline)?
+            } else {
+                // Whatever else this says, the next call hears, too.
+                match self.try_draw(cursor) {
+                    Ok(Some(draw @ Draw::Sample(_))) => self.drawn(draw, cursor)?,
+                    _ => None,
+                }
+            };
+            if place.is_none() {
+                break;
+            }
+            count += 1;
+        }
+        self.drawn.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
     fn drawn<'a>(
         &self,
         draw: Draw<'a>,
@@ -70,7 +99,6 @@ impl Buffer {
         match draw {
             Draw::Sample(guard) => {
                 cursor.drawn += 1;
-                self.drawn.fetch_add(1, Ordering::Relaxed);
                 Ok(Some(guard))
             }
             Draw::EndOfBatch => Ok(None),
@@ -98,7 +126,7 @@ impl Buffer {
                     Some(entry) => {
                         bound.slab.word(entry.slot).deliver();
                         bound.room.signal();
-                        Some(Draw::Sample(SlotGuard { bound, slot: entry.slot }))
+                        Some(Draw::Sample(SlotGuard::new(bound, entry.slot)))
                     }
                     None if closed => Some(Draw::EndOfData),
                     None => None,
@@ -142,11 +170,13 @@ impl Buffer {
                     if distinct {
                         cursor.positions.push(position);
                     }
-                    if bound.slab.word(entry.slot).deliver() {
+                    if bound.slab.word(entry.slot).deliver() && !planted(Bug::SeenLost) {
                         bound.slab.push_seen(entry.slot);
-                        bound.room.signal();
+                        if !planted(Bug::SeenWakesNobody) {
+                            bound.room.signal();
+                        }
                     }
-                    return Some(Draw::Sample(SlotGuard { bound, slot: entry.slot }));
+                    return Some(Draw::Sample(SlotGuard::new(bound, entry.slot)));
                 }
                 Err(freed) => {
                     if freed {
@@ -156,8 +186,42 @@ impl Buffer {
                     if self.is_closed() {
                         return None;
                     }
-                    std::hint::spin_loop();
+                    spin_loop();
                 }
+            }
+        }
+    }
+
+    /// Asks for the memory that the next draws will need, so that their cache misses are over by then: the words of
+    /// the next `count`, and the positions' entries of as many after those. The guesses decide nothing: a wrong one costs
+    /// a little time.
+    pub(crate) fn look_ahead(&self, count: usize) {
+        // A model checker would only explore the guesses.
+        let Some(bound) = self.bound.get().filter(|_| !cfg!(any(loom, shuttle))) else { return };
+        match &bound.population {
+            Population::Positions(positions) => {
+                let population = positions.population();
+                if population > 0 {
+                    for ahead in 0..count {
+                        positions.prefetch(self.draws.guess(count + ahead, population));
+                        let entry = positions.entry(self.draws.guess(ahead, population));
+                        bound.slab.prefetch_word(entry.slot);
+                    }
+                }
+            }
+            Population::Removing(removing) => {
+                removing.look_ahead(count, &self.draws, |entry| bound.slab.prefetch_word(entry.slot));
+            }
+        }
+    }
+
+    /// Asks for the first bytes of the sample that will be drawn after `ahead` further ones.
+    pub(crate) fn prefetch_bytes(&self, ahead: usize) {
+        let Some(bound) = self.bound.get().filter(|_| !cfg!(any(loom, shuttle))) else { return };
+        if let Population::Positions(positions) = &bound.population {
+            let population = positions.population();
+            if population > 0 {
+                bound.slab.prefetch_bytes(positions.entry(self.draws.guess(ahead, population)).slot);
             }
         }
     }
@@ -181,7 +245,7 @@ impl Buffer {
             Population::Positions(positions) => positions.set_population(ticket.left),
             Population::Removing(removing) => removing.set_population(ticket.left),
         }
-        Draw::Sample(SlotGuard { bound, slot })
+        Draw::Sample(SlotGuard::new(bound, slot))
     }
 
     /// Lends a drawn sample to the user.
@@ -202,8 +266,10 @@ impl Buffer {
     /// # Errors
     /// `EndOfData`, `Timeout` at the deadline, `Failed`.
     pub fn get(&self, deadline: Option<Instant>) -> Result<Sample, BufferError> {
-        let mut cursor = BatchCursor::default();
-        self.draw(&mut cursor, deadline)?.map(|guard| self.lend(&guard)).ok_or(BufferError::EndOfData)
+        let mut guard = [None];
+        self.claim(&mut BatchCursor::default(), &mut guard, deadline)?;
+        let [guard] = guard;
+        guard.map(|guard| self.lend(&guard)).ok_or(BufferError::EndOfData)
     }
 
     /// Draws samples into `batch` until it holds `nb_samples`, or the batch is to end earlier (then it is what is
@@ -218,9 +284,10 @@ impl Buffer {
         deadline: Option<Instant>,
     ) -> Result<(), BufferError> {
         while batch.samples.len() < nb_samples {
-            match self.draw(&mut batch.cursor, deadline) {
-                Ok(Some(guard)) => batch.samples.push(self.lend(&guard)),
-                Ok(None) => break,
+            let mut guard = [None];
+            match self.claim(&mut batch.cursor, &mut guard, deadline) {
+                Ok(0) => break,
+                Ok(_) => batch.samples.extend(guard.iter().flatten().map(|guard| self.lend(guard))),
                 Err(BufferError::EndOfData) if !batch.samples.is_empty() => break,
                 Err(error) => return Err(error),
             }
@@ -234,7 +301,7 @@ impl Buffer {
         loop {
             let entry = *self.current_entries(bound).get(index)?;
             match bound.slab.pin(entry) {
-                Ok(()) => return Some(self.lend(&SlotGuard { bound, slot: entry.slot })),
+                Ok(()) => return Some(self.lend(&SlotGuard::new(bound, entry.slot))),
                 Err(freed) => {
                     if freed {
                         bound.room.signal();

@@ -1,6 +1,7 @@
 //! Errors of the training buffer.
 
 use crate::schema::{Schema, SchemaError};
+use crate::snapshot::SnapshotError;
 use thiserror::Error;
 
 /// What can go wrong with a training buffer.
@@ -28,6 +29,8 @@ pub enum BufferError {
         assembly: usize,
         lent: usize,
     },
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error("the kernel refused {bytes} bytes for the training buffer: {source}")]
     Map { bytes: usize, source: std::io::Error },
     #[error("reception is over: the training buffer takes no more samples")]

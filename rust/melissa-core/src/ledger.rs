@@ -14,6 +14,9 @@ use crate::buffer::SampleKey;
 /// How far ahead of the highest declared step a new one may lie. Clients send in order, so that this is generous;
 /// it bounds what one wild time step can make a bitset grow by.
 const WINDOW: u64 = 1 << 16;
+/// Time steps that a draw's sets have room for from the start, when the study says how many there are: receiving a
+/// step then allocates nothing. Sets of longer simulations grow from there on.
+const ROOM_AT_START: u64 = 1 << 20;
 
 /// Why a declared step was never trained.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -109,13 +112,17 @@ pub enum LedgerError {
 }
 
 /// A set of time steps, one bit each; it grows as far as steps were put in.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct StepSet {
     words: Vec<u64>,
     len: u64,
 }
 
 impl StepSet {
+    fn with_room_for(steps: u64) -> Self {
+        Self { words: Vec::with_capacity(steps.div_ceil(64) as usize), len: 0 }
+    }
+
     const fn place(step: u64) -> (usize, u64) {
         ((step / 64) as usize, 1 << (step % 64))
     }
@@ -166,7 +173,7 @@ impl StepSet {
 }
 
 /// The steps of one draw of one simulation.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Draw {
     declared: StepSet,
     complete: StepSet,
@@ -175,6 +182,14 @@ struct Draw {
     end: u64,
     /// Set when nothing more can become complete: what is incomplete, or comes from now on, is dropped for it.
     given_up: Option<Reason>,
+}
+
+impl Draw {
+    /// A draw of a simulation that has so many time steps, as far as that is known.
+    fn new(nb_time_steps: Option<u64>) -> Self {
+        let set = || StepSet::with_room_for(nb_time_steps.unwrap_or(0).min(ROOM_AT_START));
+        Self { declared: set(), complete: set(), trained: set(), end: 0, given_up: None }
+    }
 }
 
 /// The account of all steps of a study. The session writes to it per sample, the trainer per batch.
@@ -215,7 +230,7 @@ impl Ledger {
         if time_step.saturating_sub(expected) > WINDOW {
             return Err(LedgerError::TooFarAhead { time_step, expected });
         }
-        let draw = self.draws.entry((simulation, draw)).or_default();
+        let draw = self.draws.entry((simulation, draw)).or_insert_with(|| Draw::new(self.nb_time_steps));
         if !draw.declared.insert(time_step) {
             return Ok(Declared::Known);
         }
@@ -282,6 +297,11 @@ impl Ledger {
         self.draw(simulation, draw).and_then(|draw| draw.complete.next(start, false)).unwrap_or(start)
     }
 
+    /// One more than the highest declared step of a draw.
+    pub fn declared_end(&self, simulation: u32, draw: u32) -> u64 {
+        self.draw(simulation, draw).map_or(0, |draw| draw.end)
+    }
+
     /// How many steps of a draw are complete.
     pub fn nb_complete(&self, simulation: u32, draw: u32) -> u64 {
         self.draw(simulation, draw).map_or(0, |draw| draw.complete.len)
@@ -293,7 +313,7 @@ impl Ledger {
         if self.closed {
             return 0;
         }
-        let draw = self.draws.entry((simulation, draw)).or_default();
+        let draw = self.draws.entry((simulation, draw)).or_insert_with(|| Draw::new(None));
         if draw.given_up.is_some() {
             return 0;
         }

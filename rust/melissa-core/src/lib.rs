@@ -11,6 +11,9 @@ mod draw;
 pub mod error;
 pub mod ledger;
 mod memory;
+#[cfg(all(test, any(loom, shuttle)))]
+mod models;
+mod planted;
 mod policy;
 pub mod prefetch;
 mod publish;
@@ -20,5 +23,8 @@ pub mod schema;
 pub mod session;
 mod slab;
 pub mod slot;
+pub mod snapshot;
 mod sync;
+#[cfg(tsan)]
+mod tsan;
 pub mod wire;

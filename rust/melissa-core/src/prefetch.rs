@@ -7,10 +7,9 @@
 use crate::batch::{Batch, BatchLayout, BatchPool};
 use crate::buffer::Buffer;
 use crate::error::BufferError;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Waiters, lock};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Waiters, lock, now, thread};
 use std::collections::VecDeque;
 use std::io;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long the thread waits for data before it looks whether it is to stop.
@@ -76,7 +75,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Prefetcher {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 enum Turn {
@@ -115,8 +114,7 @@ impl Prefetcher {
             wait_ns: AtomicU64::new(0),
         });
         let worker = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name("melissa-prefetch".into()).spawn(move || worker.run())?;
+        let thread = thread::Builder::new().name("melissa-prefetch".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
@@ -126,7 +124,7 @@ impl Prefetcher {
     /// `EndOfData` after the last batch, `Timeout`, `Failed`, `Closed` after `stop`.
     pub fn next(&self, deadline: Option<Instant>) -> Result<Batch, BufferError> {
         let shared = &*self.shared;
-        let begin = Instant::now();
+        let begin = now();
         let handed = {
             let mut queue = lock(&shared.queue);
             let changed = queue.handed.is_some_and(|handed| queue.learn(begin - handed));
@@ -141,7 +139,7 @@ impl Prefetcher {
         let mut waited = Duration::ZERO;
         let turn = shared.turn().or_else(|| {
             let turn = shared.delivered.wait_until(deadline, || shared.turn());
-            waited = begin.elapsed();
+            waited = now().saturating_duration_since(begin);
             turn
         });
         let (result, notify) = match turn {
@@ -162,7 +160,7 @@ impl Prefetcher {
         }
         let mut queue = lock(&shared.queue);
         if result.is_ok() {
-            queue.handed = Some(Instant::now());
+            queue.handed = Some(now());
         }
         let notify = notify && queue.ahead;
         drop(queue);
@@ -276,7 +274,7 @@ impl Shared {
 
     fn gather_ahead(&self) {
         loop {
-            let turn = self.wanted.wait_until(Some(Instant::now() + STOP_POLL), || {
+            let turn = self.wanted.wait_until(Some(now() + STOP_POLL), || {
                 let mut queue = lock(&self.queue);
                 if self.stop.load(Ordering::Relaxed) || queue.end.is_some() {
                     return Some(None);
@@ -293,7 +291,7 @@ impl Shared {
                 Some(Some(begun)) => begun,
             };
             // An error is the queue's end by now, and a time-out leaves a batch begun.
-            let _ = self.draw(begun, Some(Instant::now() + STOP_POLL), |queue, batch| {
+            let _ = self.draw(begun, Some(now() + STOP_POLL), |queue, batch| {
                 queue.ready.push_back(batch);
             });
         }

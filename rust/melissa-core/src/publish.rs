@@ -3,6 +3,8 @@
 use crate::bound::{Bound, Population, Writer};
 use crate::buffer::Buffer;
 use crate::error::BufferError;
+use crate::memory::prefetch;
+use crate::planted::{Bug, planted};
 use crate::sample::{SampleKey, SlotWriter};
 use crate::sync::{Arc, Ordering, lock};
 use std::time::Instant;
@@ -12,15 +14,31 @@ impl Buffer {
     pub fn take_slot(&self) -> Option<SlotWriter> {
         let bound = self.bound.get()?;
         let mut writer = lock(&bound.writer);
+        // What came back last is taken first: its bytes are the likeliest to be in a cache, and memory that was never
+        // written stays the kernel's for as long as the population does without it.
+        bound.slab.take_free(&mut writer.free);
         if writer.free.is_empty() {
+            self.room.want();
             bound.slab.take_free(&mut writer.free);
-            if writer.free.is_empty() {
-                self.room.want();
-                bound.slab.take_free(&mut writer.free);
-            }
         }
         let slot = writer.free.pop()?;
+        let next = writer.free.last().copied();
+        let ahead = match &bound.population {
+            _ if cfg!(any(loom, shuttle)) => None,
+            Population::Positions(positions) => writer.evictable.look_ahead(positions),
+            Population::Removing(_) => None,
+        };
+        drop(writer);
         bound.slab.word(slot).claim();
+        // What comes next is the slot's body, which leaves time for these.
+        let victim = ahead.map(|(addresses, victim)| {
+            addresses.into_iter().for_each(prefetch);
+            victim
+        });
+        for next in [next, victim].into_iter().flatten() {
+            bound.slab.prefetch_word(next);
+            bound.slab.prefetch_bytes(next);
+        }
         Some(SlotWriter::new(Arc::clone(bound), slot))
     }
 
@@ -33,12 +51,14 @@ impl Buffer {
         let mut slot = Some(slot);
         let published = {
             let mut writer = lock(&bound.writer);
-            self.paused.load(Ordering::Relaxed) == 0
+            let published = self.paused.load(Ordering::Relaxed) == 0
                 && !self.is_closed()
-                && self.publish_locked(&bound, &mut writer, &mut slot, key, parameters)
+                && self.publish_locked(&bound, &mut writer, &mut slot, key, parameters);
+            // Under the lock, so that a snapshot counts what it holds.
+            self.published.fetch_add(u64::from(published), Ordering::Relaxed);
+            published
         };
-        if published {
-            self.published.fetch_add(1, Ordering::Relaxed);
+        if published && !planted(Bug::PublishWakesNobody) {
             self.data.notify();
         }
         slot.map_or(Ok(()), Err)
@@ -55,7 +75,9 @@ impl Buffer {
         // Takes the slot out of the option only when it is published.
         let publish = |slot: &mut Option<SlotWriter>| {
             slot.take().map(|mut slot| {
-                slot.set_identity(key, parameters);
+                if !planted(Bug::PublishedUnwritten) {
+                    slot.set_identity(key, parameters);
+                }
                 slot.publish()
             })
         };
@@ -78,7 +100,7 @@ impl Buffer {
                 let population = positions.population();
                 if population < positions.capacity() {
                     let Some(entry) = publish(slot) else { return false };
-                    writer.evictable.placed(entry.slot, population);
+                    bound.slab.set_position(entry.slot, population);
                     positions.append(entry);
                     return true;
                 }
@@ -88,9 +110,11 @@ impl Buffer {
                     writer.evictable.learn(&bound.slab);
                 }
                 let Some(position) = writer.evictable.choose() else { return false };
+                let neighbour = (position + 1) % positions.capacity();
+                let position = if planted(Bug::VictimUnseen) { neighbour } else { position };
                 let old = positions.entry(position);
                 let Some(entry) = publish(slot) else { return false };
-                writer.evictable.placed(entry.slot, position);
+                bound.slab.set_position(entry.slot, position);
                 positions.replace(position, entry);
                 let release = bound.slab.word(old.slot).retire();
                 bound.slab.released(old.slot, release);

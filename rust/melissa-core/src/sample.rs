@@ -1,10 +1,12 @@
 //! One sample, and the three ways to its bytes: the one who writes it, a sampler that copies it, a user who views it.
 
 use crate::bound::Bound;
+use crate::planted::{Bug, planted};
 use crate::schema::Schema;
 use crate::slot::Entry;
 use crate::sync::{Arc, Ordering};
 use std::fmt;
+use std::mem::ManuallyDrop;
 
 /// Which sample it is: the key of the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -31,10 +33,8 @@ impl SlotWriter {
 
     /// All bytes of the slot.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let bytes = self.bound.slab.schema().stride();
-        // SAFETY: the slot is in state Filling, which this writer alone has brought about, so nobody reads or
-        // writes these bytes beside it; they are initialised (zeroed by the kernel), and `stride` of them are there.
-        unsafe { std::slice::from_raw_parts_mut(self.bound.slab.slot_ptr(self.slot), bytes) }
+        // SAFETY: the slot is in state Filling, which this writer alone has brought about, and the slice borrows it.
+        unsafe { self.bound.slab.slot_bytes_mut(self.slot) }
     }
 
     /// The bytes of one field.
@@ -52,7 +52,7 @@ impl SlotWriter {
             place.copy_from_slice(&parameter.to_ne_bytes());
         }
         // SAFETY: as for the bytes: the key of a slot in state Filling belongs to its one writer.
-        unsafe { *self.bound.slab.key_ptr(self.slot) = key };
+        unsafe { self.bound.slab.set_key(self.slot, key) };
     }
 
     /// `Filling -> Published`.
@@ -84,24 +84,39 @@ pub(crate) struct SlotGuard<'a> {
     pub(crate) slot: u32,
 }
 
+impl<'a> SlotGuard<'a> {
+    /// Takes over a pin of the caller's.
+    pub(crate) fn new(bound: &'a Arc<Bound>, slot: u32) -> Self {
+        if planted(Bug::PinDroppedEarly) {
+            bound.unpin(slot);
+        }
+        Self { bound, slot }
+    }
+}
+
 impl SlotGuard<'_> {
     pub(crate) fn key(&self) -> SampleKey {
         // SAFETY: the pin was given after the sample was published, and keeps the slot from being written again.
-        unsafe { *self.bound.slab.key_ptr(self.slot) }
+        unsafe { self.bound.slab.key(self.slot) }
+    }
+
+    /// Asks for the first bytes of the slot, to be copied soon.
+    pub(crate) fn prefetch(&self) {
+        self.bound.slab.prefetch_bytes(self.slot);
     }
 
     /// All bytes of the slot.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: as in `key`.
-        unsafe {
-            std::slice::from_raw_parts(self.bound.slab.slot_ptr(self.slot), self.bound.slab.schema().stride())
-        }
+        // SAFETY: as in `key`; the slice borrows the guard.
+        unsafe { self.bound.slab.slot_bytes(self.slot) }
     }
 }
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        self.bound.unpin(self.slot);
+        if !planted(Bug::PinDroppedEarly) {
+            self.bound.unpin(self.slot);
+        }
     }
 }
 
@@ -116,7 +131,15 @@ pub(crate) fn parameters<'a>(schema: &Schema, bytes: &'a [u8]) -> impl Iterator<
 }
 
 enum Payload {
-    View { bound: Arc<Bound>, slot: u32 },
+    View {
+        bound: Arc<Bound>,
+        slot: u32,
+    },
+    /// Of a snapshot; not counted among the views.
+    Pinned {
+        bound: Arc<Bound>,
+        slot: u32,
+    },
     Copy(Box<[u64]>),
 }
 
@@ -138,6 +161,15 @@ impl Sample {
         bound.slab.word(slot).pin_again();
         let (key, schema) = (guard.key(), Arc::clone(bound.slab.schema()));
         Some(Self { key, schema, payload: Payload::View { bound, slot } })
+    }
+
+    /// Takes over a pin of a snapshot's.
+    pub(crate) fn pinned(bound: &Arc<Bound>, slot: u32) -> Self {
+        let bound = Arc::clone(bound);
+        // The guard is the way to the key; the pin stays.
+        let key = ManuallyDrop::new(SlotGuard { bound: &bound, slot }).key();
+        let schema = Arc::clone(bound.slab.schema());
+        Self { key, schema, payload: Payload::Pinned { bound, slot } }
     }
 
     /// A private copy.
@@ -171,6 +203,12 @@ impl Sample {
         parameters(&self.schema, self.bytes()).collect()
     }
 
+    /// The bytes of the parameters, float64 in native byte order.
+    pub fn parameters_bytes(&self) -> &[u8] {
+        let start = self.schema.parameters_offset();
+        &self.bytes()[start..start + 8 * self.schema.nb_parameters()]
+    }
+
     /// The bytes of one field, in native byte order, aligned for its dtype.
     pub fn field_bytes(&self, field: usize) -> &[u8] {
         let start = self.schema.field_offset(field);
@@ -180,8 +218,8 @@ impl Sample {
     fn bytes(&self) -> &[u8] {
         match &self.payload {
             // SAFETY: this sample holds a pin, given after publication, until it is dropped.
-            Payload::View { bound, slot } => unsafe {
-                std::slice::from_raw_parts(bound.slab.slot_ptr(*slot), self.schema.stride())
+            Payload::View { bound, slot } | Payload::Pinned { bound, slot } => unsafe {
+                bound.slab.slot_bytes(*slot)
             },
             // SAFETY: the box holds stride / 8 words, all initialised.
             Payload::Copy(words) => unsafe {
@@ -193,9 +231,13 @@ impl Sample {
 
 impl Drop for Sample {
     fn drop(&mut self) {
-        if let Payload::View { bound, slot } = &self.payload {
-            bound.lent.fetch_sub(1, Ordering::Relaxed);
-            bound.unpin(*slot);
+        match &self.payload {
+            Payload::View { bound, slot } => {
+                bound.lent.fetch_sub(1, Ordering::Relaxed);
+                bound.unpin(*slot);
+            }
+            Payload::Pinned { bound, slot } => bound.unpin(*slot),
+            Payload::Copy(_) => {}
         }
     }
 }

@@ -2,14 +2,18 @@
 
 use crate::buffer::SampleKey;
 use crate::error::BufferError;
-use crate::memory::{self, Region};
-use crate::schema::Schema;
+use crate::memory::{self, Apart, Region};
+use crate::schema::{ALIGNMENT, Schema};
 use crate::slot::{Entry, Release, SlotWord};
-use crate::sync::{Arc, AtomicU32, Ordering};
-use std::cell::UnsafeCell;
+use crate::sync::{Access, Arc, AtomicU32, Ordering, UnsafeCell};
 
 const END: u32 = u32::MAX;
 const MIB: u64 = 1 << 20;
+/// Bytes of a slot that are asked for ahead; the processor finds the rest of a longer one by itself.
+const PREFETCHED: usize = 256;
+const PAGE: usize = 4096;
+/// Pages of a slot whose addresses are to be translated ahead: also huge pages may be small ones to the machine below.
+const PREFETCHED_PAGES: usize = 16;
 
 /// A list of slots that any thread pushes to and one thread at a time takes whole.
 ///
@@ -20,7 +24,7 @@ pub(crate) struct SlotList {
 }
 
 impl SlotList {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self { head: AtomicU32::new(END) }
     }
 
@@ -69,14 +73,22 @@ impl SlotCounts {
     }
 }
 
+/// What is kept of a slot beside its bytes, together on a cache line of its own: a draw needs it all.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Note {
+    word: SlotWord,
+    /// Identity of the sample: written by the slot's `SlotWriter`, read under a pin.
+    key: UnsafeCell<SampleKey>,
+}
+
 pub(crate) struct Slab {
     schema: Arc<Schema>,
     region: Region,
-    words: Box<[SlotWord]>,
-    /// Identity of the sample in each slot: written by its `SlotWriter`, read under a pin.
-    keys: Box<[UnsafeCell<SampleKey>]>,
-    free: SlotList,
-    seen: SlotList,
+    notes: Box<[Note]>,
+    accesses: Box<[Access]>,
+    free: Apart<SlotList>,
+    seen: Apart<SlotList>,
 }
 
 // SAFETY: the bytes and the key of a slot are written only through its one `SlotWriter`, before `publish`, and read
@@ -88,7 +100,7 @@ unsafe impl Send for Slab {}
 impl std::fmt::Debug for Slab {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Slab")
-            .field("slots", &self.words.len())
+            .field("slots", &self.notes.len())
             .field("stride", &self.schema.stride())
             .finish()
     }
@@ -118,10 +130,10 @@ impl Slab {
         Ok(Self {
             schema,
             region,
-            words: (0..slots).map(|_| SlotWord::new()).collect(),
-            keys: (0..slots).map(|_| UnsafeCell::new(key)).collect(),
-            free: SlotList::new(),
-            seen: SlotList::new(),
+            notes: memory::boxed_slice(slots, || Note { word: SlotWord::new(), key: UnsafeCell::new(key) }),
+            accesses: (0..slots).map(|_| Access::new()).collect(),
+            free: Apart(SlotList::new()),
+            seen: Apart(SlotList::new()),
         })
     }
 
@@ -129,7 +141,7 @@ impl Slab {
         &self.schema
     }
 
-    pub(crate) const fn bytes(&self) -> usize {
+    pub(crate) const fn size(&self) -> usize {
         self.region.len()
     }
 
@@ -138,21 +150,73 @@ impl Slab {
     }
 
     pub(crate) const fn slots(&self) -> usize {
-        self.words.len()
+        self.notes.len()
     }
 
     pub(crate) fn word(&self, slot: u32) -> &SlotWord {
-        &self.words[slot as usize]
+        &self.notes[slot as usize].word
     }
 
-    pub(crate) fn slot_ptr(&self, slot: u32) -> *mut u8 {
-        assert!((slot as usize) < self.words.len());
+    fn slot_ptr(&self, slot: u32) -> *mut u8 {
+        assert!((slot as usize) < self.notes.len());
         // SAFETY: the slot number is below the number of slots, so that the offset lies in the region.
         unsafe { self.region.as_ptr().add(slot as usize * self.schema.stride()) }
     }
 
-    pub(crate) fn key_ptr(&self, slot: u32) -> *mut SampleKey {
-        self.keys[slot as usize].get()
+    /// Asks for the word and the key of a slot that is to be pinned soon.
+    pub(crate) fn prefetch_word(&self, slot: u32) {
+        memory::prefetch(&raw const self.notes[slot as usize]);
+    }
+
+    /// Asks for the first bytes of a slot that is to be copied soon.
+    pub(crate) fn prefetch_bytes(&self, slot: u32) {
+        let start = self.slot_ptr(slot);
+        let stride = self.schema.stride();
+        let lines = (0..stride.min(PREFETCHED)).step_by(ALIGNMENT);
+        let pages = (PAGE..stride.min(PREFETCHED_PAGES * PAGE)).step_by(PAGE);
+        for offset in lines.chain(pages) {
+            memory::prefetch(start.wrapping_add(offset));
+        }
+    }
+
+    /// All bytes of a slot.
+    ///
+    /// # Safety
+    /// The caller holds a pin that was given after publication, for as long as it keeps the slice.
+    pub(crate) unsafe fn slot_bytes(&self, slot: u32) -> &[u8] {
+        self.accesses[slot as usize].read();
+        // SAFETY: `stride` bytes of the slot lie in the region, initialised (zeroed by the kernel); by the caller's pin
+        // nobody writes them.
+        unsafe { std::slice::from_raw_parts(self.slot_ptr(slot), self.schema.stride()) }
+    }
+
+    /// All bytes of a slot, to be written.
+    ///
+    /// # Safety
+    /// The caller is the one writer of the slot, which is in state Filling, and keeps one such slice at a time.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slot_bytes_mut(&self, slot: u32) -> &mut [u8] {
+        self.accesses[slot as usize].write();
+        // SAFETY: as in `slot_bytes`; by the caller's word nobody else reads or writes them.
+        unsafe { std::slice::from_raw_parts_mut(self.slot_ptr(slot), self.schema.stride()) }
+    }
+
+    /// Which sample is in a slot.
+    ///
+    /// # Safety
+    /// As for `slot_bytes`.
+    pub(crate) unsafe fn key(&self, slot: u32) -> SampleKey {
+        // SAFETY: the key is written by the slot's one writer before publication only.
+        self.notes[slot as usize].key.with(|key| unsafe { *key })
+    }
+
+    /// Says which sample is in a slot.
+    ///
+    /// # Safety
+    /// As for `slot_bytes_mut`.
+    pub(crate) unsafe fn set_key(&self, slot: u32, key: SampleKey) {
+        // SAFETY: by the caller's word nobody else reads or writes it.
+        self.notes[slot as usize].key.with_mut(|place| unsafe { *place = key });
     }
 
     /// Hands a slot that became free back to the writer.
@@ -172,6 +236,16 @@ impl Slab {
 
     pub(crate) fn take_seen(&self, out: &mut Vec<u32>) {
         self.seen.take_into(out, |slot| self.word(slot).next_seen.load(Ordering::Relaxed));
+    }
+
+    /// Position of a slot that is in the population of a reservoir; the writer's own note, which lies where the first sight
+    /// is read from.
+    pub(crate) fn position(&self, slot: u32) -> u32 {
+        self.word(slot).position.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_position(&self, slot: u32, position: usize) {
+        self.word(slot).position.store(position as u32, Ordering::Relaxed);
     }
 
     /// Handles what letting go of a slot did; true when it became free.

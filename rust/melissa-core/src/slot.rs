@@ -11,6 +11,7 @@
 //! A sampler pins first and checks the state and generation afterwards. A pin that found another state only delays
 //! the slot's return; no byte is read under it.
 
+use crate::planted::{Bug, planted};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 const PINS: u64 = (1 << 20) - 1;
@@ -66,9 +67,8 @@ pub(crate) enum Release {
     Freed,
 }
 
-/// The word of a slot and its links in the two lists that it can be on. A cache line of its own.
+/// The word of a slot and its links in the two lists that it can be on.
 #[derive(Debug)]
-#[repr(align(64))]
 pub(crate) struct SlotWord {
     word: AtomicU64,
     /// Times the sample was drawn since it was published.
@@ -77,15 +77,18 @@ pub(crate) struct SlotWord {
     pub(crate) next_free: AtomicU32,
     /// Link of the list of slots seen for the first time.
     pub(crate) next_seen: AtomicU32,
+    /// Where the sample stands in a reservoir; read and written by the writer of the positions alone.
+    pub(crate) position: AtomicU32,
 }
 
 impl SlotWord {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
             deliveries: AtomicU32::new(0),
             next_free: AtomicU32::new(0),
             next_seen: AtomicU32::new(0),
+            position: AtomicU32::new(0),
         }
     }
 
@@ -105,7 +108,8 @@ impl SlotWord {
     pub(crate) fn publish(&self) -> u32 {
         self.deliveries.store(0, Ordering::Relaxed);
         // SYNC(publish): pairs with the acquire in `pin`.
-        let before = self.word.fetch_add(STATE_ONE, Ordering::Release);
+        let order = if planted(Bug::WeakPublish) { Ordering::Relaxed } else { Ordering::Release };
+        let before = self.word.fetch_add(STATE_ONE, order);
         debug_assert_eq!(state(before), State::Filling);
         generation(before)
     }
@@ -116,11 +120,8 @@ impl SlotWord {
         // SYNC(publish): pairs with the release in `publish`.
         let before = self.word.fetch_add(1, Ordering::Acquire);
         debug_assert!(before & PINS < PINS);
-        if state(before) == State::Published && generation(before) == wanted {
-            Ok(())
-        } else {
-            Err(self.unpin())
-        }
+        let there = state(before) == State::Published && generation(before) == wanted;
+        if there || planted(Bug::PinUnchecked) { Ok(()) } else { Err(self.unpin()) }
     }
 
     /// A further pin on a slot that the caller has pinned.
@@ -138,7 +139,8 @@ impl SlotWord {
 
     pub(crate) fn unpin(&self) -> Release {
         // SYNC(reuse): pairs with the acquire in `try_free`: reads under this pin end before the slot is written anew.
-        let before = self.word.fetch_sub(1, Ordering::Release);
+        let order = if planted(Bug::WeakUnpin) { Ordering::Relaxed } else { Ordering::Release };
+        let before = self.word.fetch_sub(1, order);
         debug_assert!(before & PINS > 0);
         if before & PINS == 1 && state(before) == State::Retired { self.try_free() } else { Release::Held }
     }
@@ -147,14 +149,14 @@ impl SlotWord {
     pub(crate) fn retire(&self) -> Release {
         let before = self.word.fetch_add(STATE_ONE, Ordering::Release);
         debug_assert_eq!(state(before), State::Published);
-        if before & PINS == 0 { self.try_free() } else { Release::Held }
+        if before & PINS == 0 || planted(Bug::FreedUnderPin) { self.try_free() } else { Release::Held }
     }
 
     /// `Retired -> Free` if nobody holds a pin. Several may try; one succeeds, and who pinned in between tries
     /// again when it unpins.
     fn try_free(&self) -> Release {
         let mut word = self.word.load(Ordering::Relaxed);
-        while state(word) == State::Retired && word & PINS == 0 {
+        while state(word) == State::Retired && (word & PINS == 0 || planted(Bug::FreedUnderPin)) {
             let free = u64::from(generation(word).wrapping_add(1)) << GENERATION_SHIFT;
             // SYNC(reuse): pairs with the release in `unpin`.
             match self.word.compare_exchange_weak(word, free, Ordering::AcqRel, Ordering::Relaxed) {
@@ -171,6 +173,14 @@ impl SlotWord {
         // The plain load keeps the line shared in the common case of a sample seen long ago.
         self.word.load(Ordering::Relaxed) & SEEN == 0
             && self.word.fetch_or(SEEN, Ordering::Relaxed) & SEEN == 0
+    }
+
+    /// Takes over the deliveries of a sample that is restored; one that was seen is not seen for the first time again.
+    pub(crate) fn delivered_before(&self, deliveries: u32) {
+        self.deliveries.store(deliveries, Ordering::Relaxed);
+        if deliveries > 0 {
+            self.word.fetch_or(SEEN, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn deliveries(&self) -> u32 {

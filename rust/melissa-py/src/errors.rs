@@ -49,6 +49,7 @@ pub fn buffer_error(py: Python<'_>, error: &BufferError) -> PyErr {
         | BufferError::FieldBytes { .. }
         | BufferError::Count { .. } => &SCHEMA_ERROR,
         BufferError::Memory { .. } | BufferError::Map { .. } => &MEMORY_LIMIT_ERROR,
+        BufferError::Snapshot(_) => &TRAINING_BUFFER_ERROR,
         BufferError::Closed => &BUFFER_CLOSED,
         BufferError::Failed(_) => &RECEPTION_ERROR,
         BufferError::EndOfData => &END_OF_DATA,

@@ -1,6 +1,7 @@
-//! The client against a server that each test writes as a script.
+//! The client against a server that each test writes as a script, and, for the Unix socket, against the real session.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod failing;
+mod local;
 mod sending;
 mod server;

@@ -1,5 +1,6 @@
 //! The end: once reception is over, every sample left is delivered, in a random order that is fixed once.
 
+use crate::planted::{Bug, planted};
 use crate::rng::CounterRng;
 use crate::slot::Entry;
 
@@ -28,6 +29,21 @@ impl Drain {
         Self { order: entries, next: 0, passes_left: passes }
     }
 
+    /// A drain that stands at ticket `next` of a pass; `entries` are the samples still in the population.
+    pub(crate) const fn restored(entries: Vec<Entry>, next: usize, passes_left: u32) -> Self {
+        Self { order: entries, next, passes_left }
+    }
+
+    /// Tickets of this pass that were handed out.
+    pub(crate) const fn next_ticket(&self) -> usize {
+        self.next
+    }
+
+    /// Passes that are not over, this one included.
+    pub(crate) const fn passes_left(&self) -> u32 {
+        self.passes_left
+    }
+
     pub(crate) fn next(&mut self, rng: &CounterRng) -> Option<Ticket> {
         if self.next == self.order.len() {
             if self.passes_left <= 1 {
@@ -37,7 +53,8 @@ impl Drain {
             self.next = 0;
             rng.shuffle(&mut self.order);
         }
-        let entry = *self.order.get(self.next)?;
+        let twice = planted(Bug::TicketTwice) && self.next == 1;
+        let entry = *self.order.get(if twice { 0 } else { self.next })?;
         self.next += 1;
         let last = self.passes_left <= 1;
         let left = if last { self.order.len() - self.next } else { self.order.len() };

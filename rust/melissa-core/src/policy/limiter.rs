@@ -28,6 +28,11 @@ impl Limiter {
         self.needed.load(Ordering::Relaxed)
     }
 
+    /// Whether lifting makes a difference.
+    pub(crate) fn can_lift(&self) -> bool {
+        self.needed() > self.lifted
+    }
+
     /// From now on a get needs no more than what makes it possible at all.
     pub(crate) fn lift(&self) {
         self.needed.fetch_min(self.lifted, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! FIFO and FIRO: a get takes the sample out of the population.
 
+use crate::memory::{self, Apart};
 use crate::rng::CounterRng;
 use crate::slot::Entry;
 use crate::sync::{AtomicUsize, Mutex, Ordering, lock};
@@ -12,14 +13,16 @@ use std::collections::VecDeque;
 pub(crate) struct Removing {
     random: bool,
     capacity: usize,
-    entries: Mutex<VecDeque<Entry>>,
+    entries: Apart<Mutex<VecDeque<Entry>>>,
     /// The length of `entries`, for those who only look.
     population: AtomicUsize,
 }
 
 impl Removing {
     pub(crate) fn new(random: bool, capacity: usize) -> Self {
-        let entries = Mutex::new(VecDeque::with_capacity(capacity));
+        let entries = Vec::with_capacity(capacity);
+        memory::prefer_huge_pages(&entries);
+        let entries = Apart(Mutex::new(VecDeque::from(entries)));
         Self { random, capacity, entries, population: AtomicUsize::new(0) }
     }
 
@@ -60,9 +63,31 @@ impl Removing {
         Some(entry)
     }
 
+    /// Shows the entries that the next calls of `remove` will likely take, if who takes at random may do so.
+    pub(crate) fn look_ahead(&self, count: usize, rng: &CounterRng, mut see: impl FnMut(Entry)) {
+        if !self.random || cfg!(any(loom, shuttle)) {
+            return;
+        }
+        let entries = lock(&self.entries);
+        let guess = |ahead| (entries.len() > ahead).then(|| rng.guess(ahead, entries.len() - ahead));
+        for ahead in 0..count {
+            if let Some(entry) = guess(count + ahead).and_then(|index| entries.get(index)) {
+                memory::prefetch(entry);
+            }
+            if let Some(entry) = guess(ahead).and_then(|index| entries.get(index)) {
+                see(*entry);
+            }
+        }
+    }
+
     /// The population in a drain, which takes samples out without touching the index.
     pub(crate) fn set_population(&self, population: usize) {
         self.population.store(population, Ordering::Release);
+    }
+
+    /// What `look` makes of the population, oldest first for a FIFO, while nobody changes it.
+    pub(crate) fn with_entries<T>(&self, look: impl FnOnce(&VecDeque<Entry>) -> T) -> T {
+        look(&lock(&self.entries))
     }
 
     /// The population now, oldest first for a FIFO.

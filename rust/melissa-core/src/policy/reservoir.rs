@@ -4,10 +4,16 @@
 //! the sample of its position has just left looks at the same position again, where the successor already stands:
 //! so a position that is being replaced is drawn as often as any other.
 
+use crate::memory;
+use crate::planted::{Bug, planted};
 use crate::rng::CounterRng;
 use crate::slab::Slab;
 use crate::slot::Entry;
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+
+fn release() -> Ordering {
+    if planted(Bug::WeakPublish) { Ordering::Relaxed } else { Ordering::Release }
+}
 
 /// The samplers' side: which sample stands at which position.
 #[derive(Debug)]
@@ -18,7 +24,7 @@ pub(crate) struct Positions {
 
 impl Positions {
     pub(crate) fn new(capacity: usize) -> Self {
-        let entries = (0..capacity).map(|_| AtomicU64::new(0)).collect();
+        let entries = memory::boxed_slice(capacity, || AtomicU64::new(0));
         Self { entries, population: AtomicUsize::new(0) }
     }
 
@@ -37,19 +43,28 @@ impl Positions {
         Entry::unpack(self.entries[position].load(Ordering::Acquire))
     }
 
+    /// Where the entry of a position lies, to be prefetched.
+    pub(crate) fn address(&self, position: usize) -> *const u8 {
+        std::ptr::from_ref(&self.entries[position]).cast()
+    }
+
+    pub(crate) fn prefetch(&self, position: usize) {
+        memory::prefetch(self.address(position));
+    }
+
     /// The writer's: a further position.
     pub(crate) fn append(&self, entry: Entry) {
         let position = self.population.load(Ordering::Relaxed);
         // SYNC(position), SYNC(population)
-        self.entries[position].store(entry.pack(), Ordering::Release);
-        self.population.store(position + 1, Ordering::Release);
+        self.entries[position].store(entry.pack(), release());
+        self.population.store(position + 1, release());
     }
 
     /// The writer's: a successor at a position. The successor must be published before, and the old sample retired
     /// after this call.
     pub(crate) fn replace(&self, position: usize, entry: Entry) {
         // SYNC(position)
-        self.entries[position].store(entry.pack(), Ordering::Release);
+        self.entries[position].store(entry.pack(), release());
     }
 
     /// The population in a drain, which takes samples out without touching the positions.
@@ -61,8 +76,6 @@ impl Positions {
 /// The writer's side: which positions hold a sample that was seen.
 #[derive(Debug)]
 pub(crate) struct Evictable {
-    /// Position of each slot that is in the population.
-    position_of: Vec<u32>,
     /// Positions whose sample was seen, in order of first sight but for the swaps of removals.
     positions: Vec<u32>,
     /// Scratch for the list of first sights.
@@ -71,25 +84,32 @@ pub(crate) struct Evictable {
 }
 
 impl Evictable {
-    pub(crate) fn new(slots: usize, capacity: usize, rng: CounterRng) -> Self {
-        Self {
-            position_of: vec![0; slots],
-            positions: Vec::with_capacity(capacity),
-            seen: Vec::with_capacity(capacity),
-            rng,
-        }
-    }
-
-    pub(crate) fn placed(&mut self, slot: u32, position: usize) {
-        self.position_of[slot as usize] = position as u32;
+    pub(crate) fn new(capacity: usize, rng: CounterRng) -> Self {
+        let places = Vec::with_capacity(capacity);
+        memory::prefer_huge_pages(&places);
+        Self { positions: places, seen: Vec::with_capacity(capacity), rng }
     }
 
     /// Learns of first sights, in the order in which they happened: with one sampler the choice of victims then
     /// depends on the order of publishes and draws only, not on when the writer looked.
     pub(crate) fn learn(&mut self, slab: &Slab) {
         slab.take_seen(&mut self.seen);
-        let position_of = &self.position_of;
-        self.positions.extend(self.seen.drain(..).map(|slot| position_of[slot as usize]));
+        self.positions.extend(self.seen.drain(..).map(|slot| slab.position(slot)));
+    }
+
+    /// The positions that can be chosen, in the order that the choice depends on.
+    pub(crate) fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// Takes over the positions of another index, in their order.
+    pub(crate) fn restore(&mut self, positions: &[u32]) {
+        self.positions.clear();
+        self.positions.extend_from_slice(positions);
+    }
+
+    pub(crate) const fn rng(&self) -> &CounterRng {
+        &self.rng
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -100,5 +120,17 @@ impl Evictable {
     pub(crate) fn choose(&mut self) -> Option<usize> {
         let count = self.positions.len();
         (count > 0).then(|| self.positions.swap_remove(self.rng.below(count)) as usize)
+    }
+
+    /// Where the next choices will look: the place in this list and the position's entry, each for another choice, so that
+    /// each address can be told from what was asked for before; and the slot of the next victim, which will most likely
+    /// be the next to be filled. Guesses, which decide nothing.
+    pub(crate) fn look_ahead(&self, entries: &Positions) -> Option<([*const u8; 2], u32)> {
+        let count = self.positions.len();
+        let place = |ahead| &self.positions[self.rng.guess(ahead, count)];
+        (count > 0).then(|| {
+            let addresses = [std::ptr::from_ref(place(2)).cast(), entries.address(*place(1) as usize)];
+            (addresses, entries.entry(*place(0) as usize).slot)
+        })
     }
 }

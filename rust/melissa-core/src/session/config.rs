@@ -71,6 +71,8 @@ pub struct SessionConfig {
     /// Silence after which a connected simulation is reported; `None`: never.
     pub simulation_timeout: Option<Duration>,
     pub receive_buffer_size: usize,
+    /// Whether clients on this host may come by a Unix socket, which is faster than TCP on loopback.
+    pub local_socket: bool,
     pub handshake_timeout: Duration,
     pub max_pending_handshakes: usize,
     /// Whether clients shall send, and the session verify, a checksum of every payload.
@@ -100,6 +102,7 @@ impl SessionConfig {
             nb_ranks: 1,
             simulation_timeout: None,
             receive_buffer_size: RECEIVE_BUFFER_SIZE,
+            local_socket: true,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_pending_handshakes: MAX_PENDING_HANDSHAKES,
             payload_crc: false,

@@ -1,11 +1,11 @@
 //! One connection: its socket, how far its current frame has been read, and what is still to be written.
 
+use super::socket::{Peer, Socket};
 use crate::schema::Dtype;
 use crate::wire::handshake::Hello;
 use crate::wire::header::{HEADER_SIZE, Header, MAGIC};
-use mio::net::TcpStream;
-use std::io::{self, IoSliceMut, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::io::{self, IoSliceMut};
+use std::net::Shutdown;
 use std::time::Instant;
 
 /// A place in the table of connections; the generation tells its tenants apart.
@@ -111,12 +111,14 @@ pub(super) enum Stage {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: TcpStream,
-    pub(super) peer: SocketAddr,
+    socket: Socket,
+    pub(super) peer: Peer,
     pub(super) stage: Stage,
     pub(super) input: Input,
     pub(super) header: [u8; HEADER_SIZE],
     pub(super) header_have: usize,
+    /// Bytes of the payload that came with its header, before anybody had looked at that.
+    pub(super) early: usize,
     /// Bytes of frames that are still to be written; a handful of small frames at most.
     output: Vec<u8>,
     written: usize,
@@ -138,7 +140,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, peer: SocketAddr, now: Instant, deadline: Instant) -> Self {
+    pub(super) fn new(socket: Socket, peer: Peer, now: Instant, deadline: Instant) -> Self {
         Self {
             socket,
             peer,
@@ -146,6 +148,7 @@ impl Connection {
             input: Input::Header,
             header: [0; HEADER_SIZE],
             header_have: 0,
+            early: 0,
             output: Vec::new(),
             written: 0,
             output_ends: false,
@@ -160,7 +163,7 @@ impl Connection {
         }
     }
 
-    pub(super) const fn socket_mut(&mut self) -> &mut TcpStream {
+    pub(super) const fn socket_mut(&mut self) -> &mut Socket {
         &mut self.socket
     }
 
@@ -307,6 +310,33 @@ impl Connection {
                     other => other,
                 });
             }
+        }
+    }
+
+    /// Reads the next frame in one call where it is known beforehand: its header, its body into `body`, and the header
+    /// behind it, so that a short read tells that there is no more. The first header is returned once it is whole.
+    pub(super) fn read_frame(&mut self, body: &mut [u8]) -> io::Result<(Came, Option<[u8; HEADER_SIZE]>)> {
+        debug_assert!(self.header_have == 0 && self.early == 0);
+        let wanted = HEADER_SIZE + body.len() + HEADER_SIZE;
+        let mut header = [0; HEADER_SIZE];
+        loop {
+            let mut parts =
+                [IoSliceMut::new(&mut header), IoSliceMut::new(body), IoSliceMut::new(&mut self.header)];
+            let result = self.socket.read_vectored(&mut parts);
+            let Some(came) = self.came(wanted, result)? else { continue };
+            return Ok(match came {
+                Came::Bytes(bytes) if bytes >= HEADER_SIZE => {
+                    self.early = (bytes - HEADER_SIZE).min(body.len());
+                    self.header_have = bytes - HEADER_SIZE - self.early;
+                    (came, Some(header))
+                }
+                Came::Bytes(bytes) => {
+                    self.header = header;
+                    self.header_have = bytes;
+                    (came, None)
+                }
+                other => (other, None),
+            });
         }
     }
 

@@ -215,7 +215,7 @@ impl Reception {
         if open == 0 {
             return Some(self.settled_steps);
         }
-        self.steps_per_simulation.map(|steps| self.settled_steps + open * steps)
+        self.steps_per_simulation.map(|steps| self.settled_steps.saturating_add(open.saturating_mul(steps)))
     }
 
     pub(super) fn take_refusals(&mut self) -> Refusals {

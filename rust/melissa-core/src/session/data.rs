@@ -8,7 +8,7 @@ use crate::buffer::SampleKey;
 use crate::ledger::LedgerError;
 use crate::sync::{Arc, lock};
 use crate::wire::handshake::code;
-use crate::wire::header::{FLAG_PAYLOAD_CRC, HEADER_SIZE, Header, Kind};
+use crate::wire::header::{FLAG_PAYLOAD_CRC, HEADER_SIZE, Header, Kind, MAGIC};
 use std::io;
 
 /// Bytes that one connection may bring in one turn before the others have theirs: a large sample takes several.
@@ -47,7 +47,71 @@ impl Reception {
         self.enqueue(id);
     }
 
+    /// The field's place in the slot for which the next frame is meant, when that is known before it comes: of a solver
+    /// with one rank and one field, while there is a slot.
+    fn expected_place(&mut self, id: ConnectionId) -> Option<(u32, Place)> {
+        let connection = self.connections.get(id)?;
+        if connection.header_have > 0 || !matches!(connection.input, Input::Header) {
+            return None;
+        }
+        let member = connection.member()?;
+        let Phase::Streaming(shares) = &member.phase else { return None };
+        let &[share] = shares.as_slice() else { return None };
+        let simulation = member.simulation;
+        let size = share.dtype.size();
+        let place = Place { field: 0, start: share.offset as usize * size, len: share.count as usize * size };
+        let run = self.simulations[simulation as usize].run.as_ref()?;
+        if run.has_several_ranks() || place.len == 0 {
+            return None;
+        }
+        // Nobody knows yet that there is something to read: this is no reason to stand in the row for a slot.
+        self.give_spare_slot(simulation);
+        Some((simulation, place))
+    }
+
+    /// Reads a whole frame of which the place is known; `None` when it is not.
+    fn read_expected(&mut self, id: ConnectionId) -> Option<Result<Advance, Refusal>> {
+        let (simulation, place) = self.expected_place(id)?;
+        let run = self.simulations[simulation as usize].run.as_mut()?;
+        let slot = run.assembly.as_mut()?.slot_mut()?;
+        let connection = self.connections.get_mut(id)?;
+        let body = &mut slot.field_bytes_mut(place.field)[place.start..place.start + place.len];
+        let result = connection.read_frame(body);
+        let Ok((Came::Bytes(bytes), Some(header))) = result else {
+            // Nobody knows when the rest comes: until then the slot is for others.
+            let came = result.map(|(came, _)| came);
+            if connection.header_may_be_ours() {
+                self.take_slot_back(simulation);
+                return Some(self.after_read(id, came));
+            }
+            let text = not_ours(connection);
+            return Some(Err(Refusal::new(code::FRAME, text)));
+        };
+        connection.heard = self.now;
+        if !header.starts_with(&MAGIC) {
+            (connection.header, connection.header_have) = (header, HEADER_SIZE);
+            return Some(Err(Refusal::new(code::FRAME, not_ours(connection))));
+        }
+        let header = match Header::parse(&header) {
+            Ok(header) => header,
+            Err(error) => return Some(Err(Refusal::new(code::FRAME, error.to_string()))),
+        };
+        let advance = self.on_header(id, header);
+        let connection = self.connections.get(id)?;
+        if !matches!(connection.input, Input::Body { .. }) {
+            // It was no data, or nothing that is wanted.
+            self.take_slot_back(simulation);
+        }
+        Some(advance.map(|advance| match advance {
+            Advance::More(_) => Advance::More(bytes),
+            other => other,
+        }))
+    }
+
     fn advance(&mut self, id: ConnectionId) -> Result<Advance, Refusal> {
+        if let Some(advance) = self.read_expected(id) {
+            return advance;
+        }
         let Some(connection) = self.connections.get_mut(id) else { return Ok(Advance::Idle) };
         let came = match &mut connection.input {
             Input::Header if connection.header_have < HEADER_SIZE => {
@@ -125,9 +189,16 @@ impl Reception {
                 came
             }
         };
+        self.after_read(id, came)
+    }
+
+    /// What a read that only brought bytes, or none, comes to.
+    fn after_read(&mut self, id: ConnectionId, came: io::Result<Came>) -> Result<Advance, Refusal> {
         match came {
             Ok(Came::Bytes(bytes)) => {
-                connection.heard = self.now;
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.heard = self.now;
+                }
                 Ok(Advance::More(bytes))
             }
             Ok(Came::Dry) => Ok(Advance::Idle),
@@ -188,6 +259,12 @@ impl Reception {
     fn on_header(&mut self, id: ConnectionId, header: Header) -> Result<Advance, Refusal> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(Advance::Idle) };
         let kind = header.kind;
+        if kind != Kind::Data && connection.early > 0 {
+            return Err(Refusal::new(
+                code::PROTOCOL,
+                format!("nothing was expected after {kind}, and more came"),
+            ));
+        }
         let expected = match &connection.stage {
             Stage::Unknown => "Hello",
             Stage::Challenged { .. } => "Proof",
@@ -214,6 +291,7 @@ impl Reception {
             }
             (Kind::Finalize, _, Some(Phase::Accepted | Phase::Streaming(_))) => {
                 check_sender(connection, &header)?;
+                self.check_finalize(id, &header)?;
                 self.on_finalize(id, &header);
                 Ok(Advance::More(0))
             }
@@ -228,7 +306,12 @@ impl Reception {
                 connection.input = Input::Discard { left: header.payload_length };
                 Ok(Advance::More(0))
             }
+            // Answered once: the answers to a peer that reads none must not pile up.
             (Kind::Finalize, _, Some(Phase::Stopped)) => {
+                check_sender(connection, &header)?;
+                if let Some(member) = connection.member_mut() {
+                    member.phase = Phase::Finalized;
+                }
                 self.send(id, &Header::control(Kind::FinalizeAck, 0).encode());
                 Ok(Advance::More(0))
             }
@@ -299,10 +382,37 @@ impl Reception {
         Ok(())
     }
 
+    /// A rank finalizes no more time steps than it has sent or skipped: its word for their number would stand for
+    /// the whole study.
+    fn check_finalize(&self, id: ConnectionId, header: &Header) -> Result<(), Refusal> {
+        let Some(member) = self.connections.get(id).and_then(|connection| connection.member()) else {
+            return Ok(());
+        };
+        let entry = &self.simulations[member.simulation as usize];
+        let came = match entry.run.as_ref().and_then(|run| run.assembly.as_ref()) {
+            None => 0,
+            Some(assembly) if assembly.has_all_of(member.rank as usize) => {
+                lock(&self.ledger).next_incomplete(member.simulation, entry.draw, assembly.step() + 1)
+            }
+            Some(assembly) => assembly.step(),
+        };
+        if header.time_step > came {
+            return Err(Refusal::new(
+                code::STEP,
+                format!(
+                    "Finalize says that this rank has sent or skipped {} time steps, and {came} of them came",
+                    header.time_step
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// Finds the place of a valid data frame: in the slot of the lowest incomplete step, in the scratch when it was
     /// there already, or later.
     fn place(&mut self, id: ConnectionId, header: Header) -> Result<Advance, Refusal> {
         let Some(connection) = self.connections.get_mut(id) else { return Ok(Advance::Idle) };
+        let early = std::mem::take(&mut connection.early);
         let Stage::Member(member) = &mut connection.stage else { return Ok(Advance::Idle) };
         let (simulation, rank, field) = (member.simulation, member.rank as usize, header.field as usize);
         let entry = &mut self.simulations[simulation as usize];
@@ -329,7 +439,7 @@ impl Reception {
             let size = header.dtype.map_or(0, |dtype| dtype.size());
             let start = header.element_offset as usize * size;
             let place = Place { field, start, len: header.payload_len() };
-            connection.input = Input::Body { header, place, have: 0 };
+            connection.input = Input::Body { header, place, have: early };
             return Ok(Advance::More(0));
         }
         let (known, next) = {
@@ -340,7 +450,8 @@ impl Reception {
         if known {
             lock(&self.ledger).refuse_duplicate();
             self.counters.duplicates_refused += 1;
-            connection.input = Input::Discard { left: header.payload_length };
+            self.counters.bytes_discarded += early as u64;
+            connection.input = Input::Discard { left: header.payload_length - early as u64 };
             if let Some(member) = connection.member_mut()
                 && !std::mem::replace(&mut member.duplicate_told, true)
             {
@@ -355,6 +466,9 @@ impl Reception {
             return Ok(Advance::More(0));
         }
         if header.time_step == next && assembly.has_all_of(rank) {
+            if let Some(text) = entry.run.as_ref().and_then(|run| run.never_whole(simulation)) {
+                return Err(Refusal::new(code::STEP, text));
+            }
             connection.input = Input::Placing(header);
             self.hold(id, Wait::Step);
             return Ok(Advance::Idle);
@@ -444,8 +558,14 @@ impl Reception {
             return;
         };
         let key = SampleKey { simulation: member.simulation, draw: member.draw, time_step: header.time_step };
+        let mut ledger = lock(&self.ledger);
+        // Nobody puts these steps together, so that nothing else keeps their order; a peer that leaps would have the
+        // ledger grow by more than it sends.
+        if key.time_step > ledger.declared_end(key.simulation, key.draw) {
+            return;
+        }
         // Steps out of range and a closed ledger: nothing of them is to be counted.
-        if let Err(error) = lock(&self.ledger).declare(key) {
+        if let Err(error) = ledger.declare(key) {
             log::debug!("a time step that came after the stop is not counted: {error}");
         }
     }

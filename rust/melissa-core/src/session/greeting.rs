@@ -2,7 +2,6 @@
 
 use super::connection::{Connection, ConnectionId, Member, Phase, Stage};
 use super::error::Refusal;
-use super::listen::prepare;
 use super::reception::Reception;
 use super::simulation::{Rank, Run};
 use super::state::Status;
@@ -10,7 +9,6 @@ use crate::wire::auth::{Side, Transcript, nonce, prove, verify};
 use crate::wire::handshake::{Accepted, Challenge, Hello, Proof, code, encode_frame, parse};
 use crate::wire::header::Kind;
 use crate::wire::{PROTOCOL, ROLE_CLIENT};
-use std::io;
 use std::time::{Duration, Instant};
 
 /// Connections accepted in one turn of the loop: a storm of them keeps no rank that is sending waiting.
@@ -39,7 +37,7 @@ fn transcript(hello: &Hello, server_nonce: [u8; 32]) -> Transcript<'_> {
 impl Reception {
     /// Whether a connection could be accepted now, if there is one.
     pub(super) fn can_accept(&self, now: Instant) -> bool {
-        self.listener_ready
+        self.listeners.are_ready()
             && self.pending < self.config.max_pending_handshakes
             && self.accept_after.is_none_or(|time| time <= now)
     }
@@ -51,10 +49,11 @@ impl Reception {
                 return;
             }
             self.accept_after = None;
-            match self.listener.accept() {
-                Ok((socket, peer)) => {
+            match self.listeners.accept() {
+                Ok(Some((socket, peer))) => {
                     let deadline = self.now + self.config.handshake_timeout;
-                    let taken = prepare(&socket)
+                    let taken = socket
+                        .prepare()
                         .and_then(|()| self.insert(Connection::new(socket, peer, self.now, deadline)));
                     match taken {
                         Ok(()) => self.look_by(deadline),
@@ -63,7 +62,7 @@ impl Reception {
                         }
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.listener_ready = false,
+                Ok(None) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                         log::error!("no connection can be accepted now, the next try follows: {error}");

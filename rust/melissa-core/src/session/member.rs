@@ -1,7 +1,7 @@
 //! The life of an admitted rank: join, welcome, finalize, and how an attempt ends before its time.
 
 use super::assembly::Assembly;
-use super::connection::{ConnectionId, Input, Phase, Share, Stage};
+use super::connection::{ConnectionId, Input, Phase, Share, Stage, Wait};
 use super::error::Refusal;
 use super::join::{Declared, Layout, in_order, lay_out};
 use super::reception::Reception;
@@ -60,13 +60,31 @@ impl Reception {
         }
     }
 
+    /// A rank that runs ahead waits for the step under assembly, which another has just ended without.
+    fn check_none_waits_in_vain(&mut self, simulation: u32) {
+        let Some(run) = &self.simulations[simulation as usize].run else { return };
+        let waits = |id: ConnectionId| {
+            let member = self.connections.get(id).and_then(|connection| connection.member());
+            member.is_some_and(|member| member.wait == Some(Wait::Step))
+        };
+        if let Some(text) = run.never_whole(simulation)
+            && run.connections().into_iter().any(waits)
+        {
+            self.break_attempt(simulation, None, &text, &Refusal::new(code::STEP, text.clone()));
+        }
+    }
+
     /// All ranks have joined: fixes where their shares belong, and lets data come.
     pub(super) fn welcome(&mut self, simulation: u32) {
         let layout = match self.layout(simulation) {
             Ok(Some(layout)) => layout,
             Ok(None) => return,
             Err(refusal) => {
-                let text = format!("simulation {simulation} cannot join: {}", refusal.message);
+                let text =
+                    format!("simulation {simulation} cannot join: {} [{}]", refusal.message, refusal.code);
+                let run = self.simulations[simulation as usize].run.as_ref();
+                self.counters.connections_refused += run.map_or(0, |run| run.connections().len() as u64);
+                self.refusals.push(text.clone(), self.now);
                 return self.break_attempt(simulation, None, &text, &refusal);
             }
         };
@@ -178,6 +196,7 @@ impl Reception {
             run.nb_finalized += 1;
         }
         self.check_all_can_join(simulation);
+        self.check_none_waits_in_vain(simulation);
         self.acknowledge(simulation);
     }
 

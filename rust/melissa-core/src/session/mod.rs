@@ -6,6 +6,7 @@
 //! last call, however much came in between.
 
 mod assembly;
+pub(crate) mod bell;
 mod clocks;
 mod config;
 mod connection;
@@ -20,6 +21,7 @@ mod member;
 mod reception;
 mod room;
 mod simulation;
+mod socket;
 mod state;
 mod table;
 
@@ -31,8 +33,10 @@ pub use state::{SimulationState, Status};
 use crate::buffer::{Buffer, SampleKey};
 use crate::ledger::{Ledger, Reason, Sums};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
+use bell::Bell;
 use mio::{Poll, Waker};
 use reception::{Reception, WAKER};
+use socket::{Listeners, Local};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -117,8 +121,7 @@ impl End {
 struct Shared {
     ledger: Arc<Mutex<Ledger>>,
     board: Board,
-    /// Samplers say that a slot or room may be there.
-    room: AtomicBool,
+    room: Bell,
     over: AtomicBool,
 }
 
@@ -142,13 +145,16 @@ impl Session {
         config.check()?;
         listen::check_descriptor_limit(config.planned);
         let (listener, address) = listen::listen(&config)?;
+        let local =
+            config.local_socket.then(|| Local::listen(&config.key, config.study_epoch, &address)).flatten();
+        let listeners = Listeners::new(listener, local);
         let thread_error = |error: std::io::Error| SessionError::Thread(error.to_string());
         let poll = Poll::new().map_err(thread_error)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(thread_error)?);
         let shared = Arc::new(Shared {
             ledger: Arc::new(Mutex::new(Ledger::new(config.nb_time_steps))),
             board: Board::default(),
-            room: AtomicBool::new(false),
+            room: Bell::default(),
             over: AtomicBool::new(false),
         });
         log::info!(
@@ -160,10 +166,9 @@ impl Session {
         let room = (Arc::clone(&shared), Arc::clone(&waker));
         buffer.set_room_waker(Arc::new(move || {
             let (shared, waker) = &room;
-            shared.room.store(true, Ordering::Release);
-            wake(waker);
+            shared.room.ring(|| wake(waker));
         }));
-        let reception = Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listener)
+        let reception = Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listeners)
             .map_err(thread_error)?;
         let (commands, received) = channel();
         let thread = std::thread::Builder::new()

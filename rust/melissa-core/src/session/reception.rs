@@ -8,6 +8,7 @@ use super::connection::{Connection, ConnectionId};
 use super::counters::{Counters, RefusalLog};
 use super::room::Room;
 use super::simulation::Simulation;
+use super::socket::Listeners;
 use super::state::Status;
 use super::table::Connections;
 use super::{Command, Shared};
@@ -15,8 +16,7 @@ use crate::buffer::Buffer;
 use crate::ledger::Ledger;
 use crate::schema::Schema;
 use crate::sync::{Arc, Mutex, Ordering};
-use mio::net::TcpListener;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::Receiver;
@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 
 pub(super) const WAKER: Token = Token(0);
 const LISTENER: Token = Token(1);
+const LOCAL_LISTENER: Token = Token(2);
 /// Tokens of connections are their places, from here on.
-const FIRST_CONNECTION: usize = 2;
+const FIRST_CONNECTION: usize = 3;
 
 const EVENTS: usize = 1024;
 /// Turns after which the kernel is asked for news although there is work left: one connection that is always readable
@@ -46,8 +47,7 @@ pub(super) struct Reception {
     pub(super) shared: Arc<Shared>,
     pub(super) schema: Option<Arc<Schema>>,
     pub(super) poll: Poll,
-    pub(super) listener: TcpListener,
-    pub(super) listener_ready: bool,
+    pub(super) listeners: Listeners,
     /// The process was out of descriptors; accepting is tried again then.
     pub(super) accept_after: Option<Instant>,
     /// Connections that have not proved the study key.
@@ -88,22 +88,21 @@ impl Reception {
         buffer: Arc<Buffer>,
         shared: Arc<Shared>,
         poll: Poll,
-        mut listener: TcpListener,
+        mut listeners: Listeners,
     ) -> io::Result<Self> {
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        listeners.register(poll.registry(), LISTENER, LOCAL_LISTENER)?;
         let now = Instant::now();
         let mut reception = Self {
             address,
             schema: None,
             poll,
-            listener,
-            listener_ready: true,
+            listeners,
             accept_after: None,
             pending: 0,
             connections: Connections::default(),
             ready: VecDeque::new(),
             simulations: (0..config.planned).map(|_| Simulation::new()).collect(),
-            room: Room::new(buffer.assembly_slots()),
+            room: Room::new(buffer.slot_counts(), config.planned as usize),
             counters: Counters::default(),
             refusals: RefusalLog::new(now),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -145,7 +144,7 @@ impl Reception {
             if self.closing {
                 return Ok(());
             }
-            if self.shared.room.swap(false, Ordering::Acquire) {
+            if self.shared.room.answer() {
                 self.serve_room();
             }
             self.accept();
@@ -181,7 +180,8 @@ impl Reception {
         for event in events.iter() {
             match event.token() {
                 WAKER => {}
-                LISTENER => self.listener_ready = true,
+                LISTENER => self.listeners.tcp_became_ready(),
+                LOCAL_LISTENER => self.listeners.local_became_ready(),
                 Token(token) => {
                     let Some(id) = self.connections.at(token - FIRST_CONNECTION) else { continue };
                     let Some(connection) = self.connections.get_mut(id) else { continue };
@@ -213,15 +213,15 @@ impl Reception {
     /// Takes a connection in and gives it its first turn.
     pub(super) fn insert(&mut self, connection: Connection) -> io::Result<()> {
         let id = self.connections.insert(connection);
+        // Each connection stands on the list once: being ready allocates nothing later.
+        self.ready.reserve(self.connections.places().saturating_sub(self.ready.len()));
         self.pending += 1;
         let token = Token(id.index as usize + FIRST_CONNECTION);
-        if let Some(connection) = self.connections.get_mut(id) {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let registered = self.poll.registry().register(connection.socket_mut(), token, interest);
-            if let Err(error) = registered {
-                self.remove(id);
-                return Err(error);
-            }
+        if let Some(connection) = self.connections.get_mut(id)
+            && let Err(error) = connection.socket_mut().register(self.poll.registry(), token)
+        {
+            self.remove(id);
+            return Err(error);
         }
         self.enqueue(id);
         Ok(())
@@ -251,7 +251,7 @@ impl Reception {
         if let Some(mut connection) = self.connections.remove(id) {
             self.pending -= usize::from(!connection.authenticated);
             // A failure leaves nothing behind: closing the descriptor ends its registration too.
-            let _ = self.poll.registry().deregister(connection.socket_mut());
+            let _ = connection.socket_mut().deregister(self.poll.registry());
         }
     }
 

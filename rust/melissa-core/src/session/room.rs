@@ -4,9 +4,10 @@
 //! ahead takes from another. Simulations of several ranks are promised one of the assembly slots when they join; those
 //! of one rank use what is free, and no more than the promises leave over. All rows are served in order.
 
+use super::assembly::Assembly;
 use super::connection::{ConnectionId, Wait};
 use super::reception::Reception;
-use crate::buffer::{SampleKey, SlotWriter};
+use crate::buffer::{SampleKey, SlotCounts, SlotWriter};
 use crate::sync::Arc;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -39,12 +40,13 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(assembly_slots: usize) -> Self {
+    /// With places for all that can wait at once: standing in a row allocates nothing.
+    pub(super) fn new(slots: SlotCounts, simulations: usize) -> Self {
         Self {
-            assembly_slots,
-            complete: VecDeque::new(),
-            promised_row: VecDeque::new(),
-            single_row: VecDeque::new(),
+            assembly_slots: slots.assembly,
+            complete: VecDeque::with_capacity(simulations.min(slots.total())),
+            promised_row: VecDeque::with_capacity(simulations.min(slots.assembly)),
+            single_row: VecDeque::with_capacity(simulations),
             promise_row: VecDeque::new(),
             promises: 0,
             held_by_singles: 0,
@@ -137,6 +139,30 @@ impl Reception {
         let entry = &mut self.simulations[simulation as usize];
         if std::mem::take(&mut entry.holds_slot_of_singles) {
             self.room.held_by_singles -= 1;
+        }
+    }
+
+    /// Gives a simulation of one rank a slot if one is free that nobody waits for; else nothing happens.
+    pub(super) fn give_spare_slot(&mut self, simulation: u32) {
+        let room = &self.room;
+        if !room.promised_row.is_empty() || !room.single_row.is_empty() || !room.singles_may_take() {
+            return;
+        }
+        let entry = &mut self.simulations[simulation as usize];
+        let Some(run) = entry.run.as_mut().filter(|run| !run.promised && !entry.sample_waits) else { return };
+        let Some(assembly) = run.assembly.as_mut().filter(|assembly| !assembly.has_slot()) else { return };
+        let Some(slot) = self.buffer.take_slot() else { return };
+        assembly.put_slot(slot);
+        self.room.held_by_singles += 1;
+        entry.holds_slot_of_singles = true;
+    }
+
+    /// Takes back a slot that nothing was put in.
+    pub(super) fn take_slot_back(&mut self, simulation: u32) {
+        let run = self.simulations[simulation as usize].run.as_mut();
+        if run.and_then(|run| run.assembly.as_mut()).is_some_and(Assembly::drop_slot) {
+            self.let_go_of_slot(simulation);
+            self.serve_rows();
         }
     }
 

@@ -64,6 +64,19 @@ impl Run {
         self.nb_finalized == self.size as usize
     }
 
+    /// Says why the step under assembly can never be whole, if a rank has finalized without its part of it.
+    pub(super) fn never_whole(&self, simulation: u32) -> Option<String> {
+        let assembly = self.assembly.as_ref()?;
+        let step = assembly.step();
+        self.ranks.iter().find_map(|(&rank, entry)| {
+            let sent = entry.sent.filter(|_| !assembly.has_all_of(rank as usize))?;
+            Some(format!(
+                "simulation {simulation}: rank {rank} has finalized after {sent} time steps, and others go on: time step \
+                 {step} of rank {rank} will never come; every rank sends its share of every time step"
+            ))
+        })
+    }
+
     pub(super) fn connections(&self) -> Vec<ConnectionId> {
         self.ranks.values().filter_map(|rank| rank.connection).collect()
     }

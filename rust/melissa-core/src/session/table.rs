@@ -45,6 +45,11 @@ impl Connections {
         entry.connection.as_deref_mut()
     }
 
+    /// Places, with and without a tenant.
+    pub(super) const fn places(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The tenant of a place now.
     pub(super) fn at(&self, index: usize) -> Option<ConnectionId> {
         let entry = self.entries.get(index)?;

@@ -18,6 +18,9 @@ const BLOCK: usize = 64;
 /// What the signed bytes start with, so that a proof of this protocol is none of another that has the same key.
 const DOMAIN: &[u8; 16] = b"melissa-proof-1\0";
 
+/// The same for [`StudyKey::name`].
+const LOCAL_DOMAIN: &[u8; 16] = b"melissa-local-1\0";
+
 /// Why some bytes are no study key. The text shows nothing of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum KeyError {
@@ -56,6 +59,15 @@ impl StudyKey {
     /// From the text of a key file: hexadecimal digits, with or without white space around them.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
         Self::from_bytes(&hex::decode(text.trim_ascii())?)
+    }
+
+    /// What only holders of the key can derive from a server's epoch and address, and what tells them nothing of the key.
+    pub(super) fn name(&self, study_epoch: u64, address: &str) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new(&self.block.into());
+        mac.update(LOCAL_DOMAIN);
+        mac.update(&study_epoch.to_le_bytes());
+        mac.update(address.as_bytes());
+        mac.finalize().into_bytes().into()
     }
 }
 

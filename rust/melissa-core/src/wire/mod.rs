@@ -1,14 +1,16 @@
 //! What travels between a client and a server rank: frames of one 64-byte header and a payload.
 //!
 //! [`header`] is the fixed part of every frame, [`handshake`] the JSON payloads of the control frames, and
-//! [`auth`] the mutual proof of the study key. Everything here parses bytes of a peer that nobody trusts yet: every
-//! function is total, allocates nothing from a length that came off the wire, and names the rule that was broken.
+//! [`auth`] the mutual proof of the study key; [`local`] says where they find each other on one
+//! host. Everything here parses bytes of a peer that nobody trusts yet: every function is total, allocates nothing from a
+//! length that came off the wire, and names the rule that was broken.
 //! `docs/protocol.md` describes the same for authors of clients in other languages.
 
 pub mod auth;
 pub mod handshake;
 pub mod header;
 mod hex;
+pub mod local;
 
 /// The version of the handshake and of the order of messages, in `Hello` and in `Challenge`.
 pub const PROTOCOL: u32 = 1;
