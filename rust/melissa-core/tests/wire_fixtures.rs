@@ -591,6 +591,24 @@ fn message_attacks(all: &mut Attacks) {
     all.message("Json", "join_dtype_unknown", "A dtype that no field has.", &join(), unknown);
     let negative = fields(vec![field("a", "float64", json!(-1))]);
     all.message("Json", "join_size_negative", "A negative size.", &join(), negative);
+    let escape = fields(vec![field("\u{1b}]0;owned\u{7}", "float64", json!(1))]);
+    let is = "A name that sets the title of a terminal.";
+    all.message("Value", "join_name_escape", is, &join(), escape);
+    let escape = fields(vec![field("a", "\u{1b}[2J\r\nERROR: the study failed", json!(1))]);
+    let is = "A dtype that wipes a terminal and pretends to be another line of the log, where it is quoted.";
+    all.message("Json", "join_dtype_escape", is, &join(), escape);
+    let long = fields(vec![field("a", &"\u{7f}".repeat(60_000), json!(1))]);
+    let is = "A dtype of 60,000 control characters: what quotes it grows by the escapes.";
+    all.message("Json", "join_dtype_of_60000_bytes", is, &join(), long);
+    let text = fields(vec![field("a", "float64", json!("9".repeat(60_000)))]);
+    let is = "A size that is a text of 60,000 digits.";
+    all.message("Json", "join_size_of_60000_digits", is, &join(), text);
+    let digits =
+        format!("{{\"fields\":[{{\"name\":\"a\",\"dtype\":\"uint8\",\"size\":{}}}]}}", "9".repeat(60_000));
+    all.payload("Json", "join_size_of_60000_nines", "A number of 60,000 digits.", Kind::Join, digits);
+    let deep = format!("{{\"fields\":[],\"x\":{}", "{\"x\":".repeat(10_000));
+    let is = "10,000 objects within one another under a key that nobody reads.";
+    all.payload("TooDeep", "join_deep", is, Kind::Join, deep);
     let beyond = "{\"fields\":[{\"name\":\"a\",\"dtype\":\"float64\",\"size\":18446744073709551616}]}";
     all.payload("Json", "join_size_2_to_64", "A size beyond 64 bits.", Kind::Join, beyond);
 
@@ -642,6 +660,23 @@ fn session_attacks(all: &mut Attacks) {
         encode_frame(Kind::Welcome, &welcome()),
     );
     add(
+        "challenge_from_a_client",
+        "The server's proof, as a client that lies in between might send it back.",
+        encode_frame(Kind::Challenge, &challenge()),
+    );
+    add(
+        "accepted_from_a_client",
+        "A client that lets itself in.",
+        encode_frame(Kind::Accepted, &Accepted {}),
+    );
+    let refused = Refused { code: "key".into(), message: "no".into() };
+    add("refused_from_a_client", "A client that refuses the server.", encode_frame(Kind::Refused, &refused));
+    add(
+        "finalize_ack_from_a_client",
+        "A client that acknowledges to itself.",
+        Header::control(Kind::FinalizeAck, 0).encode().to_vec(),
+    );
+    add(
         "stop_from_a_client",
         "A client that wants to stop the study.",
         Header::control(Kind::Stop, 0).encode().to_vec(),
@@ -649,6 +684,26 @@ fn session_attacks(all: &mut Attacks) {
     let reflected = Proof { proof: challenge().proof };
     let is = "The server's own proof of the example session, sent back to it.";
     add("proof_reflected", is, [frame(&hello), encode_frame(Kind::Proof, &reflected)].concat());
+    let recorded =
+        Proof { proof: prove(&StudyKey::from_bytes(&KEY).unwrap(), Side::Client, &transcript(&hello)) };
+    let is = "The client's side of the example session, recorded and sent again: the server's nonce is another one.";
+    add("proof_replayed", is, [frame(&hello), encode_frame(Kind::Proof, &recorded)].concat());
+    let largest = Hello {
+        simulation: u32::MAX,
+        attempt: u32::MAX,
+        rank: u32::MAX - 1,
+        size: u32::MAX,
+        study_epoch: u64::MAX,
+        pid: u32::MAX,
+        ..hello.clone()
+    };
+    let unproved = encode_frame(Kind::Proof, &Proof { proof: [0; 32] });
+    let is = "The last of 2^32 - 1 ranks of the last of all simulations, with a proof of zeros: memory does not follow \
+              numbers that somebody states.";
+    add("hello_of_all_ranks", is, [frame(&largest), unproved.clone()].concat());
+    let long = Hello { software: "é".repeat(800), host: "x".repeat(1900), ..hello.clone() };
+    let is = "Names as long as a Hello allows, for the log, with a proof of zeros.";
+    add("hello_of_4000_bytes", is, [frame(&long), unproved].concat());
     let role = |role: &str| frame(&Hello { role: role.into(), ..hello.clone() });
     add("hello_role_server", "A role that no client has.", role("server"));
     add("hello_protocol_2", "A later protocol.", frame(&Hello { protocol: 2, ..hello.clone() }));
@@ -666,6 +721,88 @@ fn session_attacks(all: &mut Attacks) {
         ..data_header(Dtype::U8, 0, 0, 0)
     };
     add("data_of_no_field", "Field, rank and time step at the largest numbers.", sealed(wild, 0, b""));
+    join_attacks(&mut add);
+    step_attacks(&mut add);
+}
+
+/// What a rank that holds the key may declare, and should not.
+fn join_attacks(add: &mut impl FnMut(&str, &str, Vec<u8>)) {
+    let declared = |fields: Vec<(String, Dtype, u64)>| {
+        let fields = fields.into_iter().map(|(name, dtype, size)| FieldShare { name, dtype, size }).collect();
+        encode_frame(Kind::Join, &Join { fields })
+    };
+    let sizes =
+        |size| declared(vec![("temperature".into(), Dtype::F64, size), ("phase".into(), Dtype::I32, size)]);
+    add("join_of_all_memory", "Fields of 2^61 elements: their bytes wrap around to 0.", sizes(1 << 61));
+    add("join_sizes_wrap", "Sizes that wrap around when the ranks' are added up.", sizes(u64::MAX));
+    add("join_of_nothing", "Fields without elements.", sizes(0));
+    let many = (0..1500).map(|index| (format!("f{index}"), Dtype::U8, 1)).collect();
+    add("join_of_1500_fields", "As many fields as a Join holds.", declared(many));
+    let long = (0..200).map(|index| (format!("{index:0>256}"), Dtype::U8, 1)).collect();
+    add(
+        "join_of_long_names",
+        "200 names of the greatest length, to be compared with the study's.",
+        declared(long),
+    );
+}
+
+/// Data and Finalize of the example session's rank whose every number fits, but for one.
+fn step_attacks(add: &mut impl FnMut(&str, &str, Vec<u8>)) {
+    let good = Header {
+        client_rank: 1,
+        time_step: 2,
+        payload_crc: crc32c::crc32c(&[0; 16]),
+        flags: FLAG_PAYLOAD_CRC,
+        ..data_header(Dtype::F32, 6, 4, 16)
+    };
+    let frame = |header: Header| [&header.encode()[..], &[0; 16]].concat();
+    let of_step = |time_step| frame(Header { time_step, ..good });
+    add("data_of_the_last_step", "Time step 2^64 - 1: no table of steps grows to it.", of_step(u64::MAX));
+    add("data_far_ahead", "A time step far ahead of the next one.", of_step(60_000));
+    add("data_one_step_ahead", "A time step is left out.", of_step(3));
+    add("data_of_another_simulation", "A step of simulation 13.", frame(Header { simulation: 13, ..good }));
+    add("data_of_another_rank", "The share of rank 0.", frame(Header { client_rank: 0, ..good }));
+    let shifted = Header { element_offset: 5, ..good };
+    add("data_over_another_share", "A share that starts with the last element of rank 0.", frame(shifted));
+    let is = "A share beyond the end of the field.";
+    add("data_behind_the_field", is, frame(Header { element_offset: 7, ..good }));
+    let nothing = Header { element_count: 0, payload_length: 0, payload_crc: 0, ..good };
+    add("data_of_no_element", "None of the four elements.", nothing.encode().to_vec());
+    add(
+        "data_of_another_dtype",
+        "Bits of int32 for a field of float32.",
+        frame(Header { dtype: Some(Dtype::I32), ..good }),
+    );
+    let unsummed = Header { flags: 0, payload_crc: 0, ..good };
+    add(
+        "data_without_the_checksum",
+        "No checksum of the payload, although Welcome asks for it.",
+        frame(unsummed),
+    );
+    add(
+        "data_cut_in_the_body",
+        "Nine of the sixteen bytes that the header announces, then the end.",
+        frame(good)[..HEADER_SIZE + 9].to_vec(),
+    );
+    let finalize = |time_step| {
+        let header =
+            Header { simulation: 12, client_rank: 1, time_step, ..Header::control(Kind::Finalize, 0) };
+        header.encode().to_vec()
+    };
+    add(
+        "finalize_of_all_steps",
+        "2^64 - 1 time steps were sent, it says: so many more would be expected.",
+        finalize(u64::MAX),
+    );
+    let of_another = Header { simulation: 13, client_rank: 1, ..Header::control(Kind::Finalize, 0) };
+    add("finalize_of_another_simulation", "A rank that ends simulation 13.", of_another.encode().to_vec());
+    add("finalize_twice", "A second Finalize.", [finalize(2), finalize(2)].concat());
+    add("data_after_finalize", "A time step after the last.", [finalize(2), frame(good)].concat());
+    add(
+        "hello_after_finalize",
+        "A new beginning on an old connection.",
+        [finalize(2), encode_frame(Kind::Hello, &hello())].concat(),
+    );
 }
 
 /// Everything that belongs into the folder.
@@ -855,7 +992,7 @@ fn refused_at(bytes: &[u8]) -> (Stage, String) {
 fn every_attack_is_refused_where_and_for_the_rule_that_its_index_says() {
     let index = read_json("attacks/index.json");
     let entries = index.as_array().unwrap();
-    assert!(entries.len() > 70, "{} attacks", entries.len());
+    assert!(entries.len() > 120, "{} attacks", entries.len());
     let mut rules = BTreeSet::new();
     for entry in entries {
         let text = |name: &str| entry[name].as_str().unwrap();
