@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from melissa.exceptions import UnsupportedConfiguration
 from melissa.server.deep_learning.frameworks import FrameworkType
+from melissa.server.deep_learning.scalar_queue import ScalarQueue
 
 __all__ = [
     "EventWriter",
@@ -47,13 +48,19 @@ class EventWriter:
         self._shape = tensor_shape_pb2.TensorShapeProto
         self._file = EventFileWriter(self.log_dir, flush_secs=FLUSH_SECONDS)
 
-    def _add(self, value: Any, step: int | None) -> None:
-        summary = self._summary(value=[value])
-        self._file.add_event(self._event(wall_time=time.time(), step=int(step or 0), summary=summary))
+    def _add(self, value: Any, step: int | None, walltime: float | None = None) -> None:
+        event = self._event(
+            wall_time=time.time() if walltime is None else walltime,
+            step=int(step or 0),
+            summary=self._summary(value=[value]),
+        )
+        self._file.add_event(event)
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+    def add_scalar(
+        self, tag: str, scalar_value: float, global_step: int | None = None, walltime: float | None = None
+    ) -> None:
         """Write one number."""
-        self._add(self._summary.Value(tag=tag, simple_value=float(scalar_value)), global_step)
+        self._add(self._summary.Value(tag=tag, simple_value=float(scalar_value)), global_step, walltime)
 
     def add_histogram(
         self, tag: str, values: ArrayLike, global_step: int | None = None, bins: int = 30
@@ -153,6 +160,7 @@ class TensorboardLogger:
         self.on_scalar: Callable[[str, float], None] | None = None
         """Called with tag and value of each scalar, also when nothing is written."""
         self._writer: Any = None
+        self._scalars = ScalarQueue(self._write_scalar)
         if not disable:
             try:
                 self._writer = self._make_writer()
@@ -192,7 +200,11 @@ class TensorboardLogger:
         number = float(value)
         if self.on_scalar is not None:
             self.on_scalar(tag, number)
-        self._write(lambda writer: writer.add_scalar(tag, number, step))
+        if self._writer is not None:
+            self._scalars.put(tag, number, int(step or 0))
+
+    def _write_scalar(self, tag: str, value: float, step: int, walltime: float) -> None:
+        self._write(lambda writer: writer.add_scalar(tag, value, step, walltime))
 
     def log_scalar_dbg(self, tag: str, value: float, step: int) -> None:
         """Log one number if the logger was made with ``debug``."""
@@ -214,10 +226,12 @@ class TensorboardLogger:
 
     def flush(self) -> None:
         """Write what is buffered to the file."""
+        self._scalars.write_out()
         self._write(lambda writer: writer.flush())
 
     def close(self) -> None:
         """Write the rest and close the file; nothing is logged from then on."""
+        self._scalars.close()
         self._write(lambda writer: writer.close())
         self._writer = None
 
