@@ -1,97 +1,102 @@
-"""Ratios to a bound or a rival, measured in the same run, both sides in turn."""
+"""Ratios to a bound, measured in the same run: each contestant in turn with the bound."""
 
 import json
+import os
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 import pytest
+from table import HEADS, Row, aligned
 
-ROWS: list["Row"] = []
+ROWS: list[Row] = []
+
+Figures = tuple[float, ...]
 
 
-@dataclass
-class Row:
-    """One line of the table: a figure of ours beside its bound."""
+def write(line: dict[str, object]) -> None:
+    """Append a line to the file that ``MELISSA_BENCH_ROWS`` names, as the benches in Rust do."""
+    if path := os.environ.get("MELISSA_BENCH_ROWS"):
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
-    what: str
-    ours: float
-    bound: float
-    unit: str
-    ratio: float
-    spread: str
-    bar: str
+
+def add(row: Row) -> None:
+    """Add a row to the table."""
+    ROWS.append(row)
+    write(asdict(row))
 
 
 @pytest.fixture
-def compare(benchmark) -> Callable[..., float]:
-    """Run ``ours`` and ``bound`` in turn; each gives one figure or several, of which the worst ratio counts.
+def compare(benchmark) -> Callable[..., None]:
+    """Run contestants in turn, each beside the bound; larger figures are better.
 
-    Larger figures are better. Returns the median of the ratios of the pairs.
+    A run gives one figure, or several that `names` tells apart; each becomes a row, whose ratio is the median
+    over the pairs. Contestant and bound take turns in going first, and the first pair of each is the warm-up.
+    `bars` has the contestants that are held to a bar; the others are rivals, whose ratios stand beside ours.
     """
 
-    def run(what: str, ours, bound, *, unit: str, bar: str, rounds: int = 7, names=("",)) -> float:
-        bounds: list[tuple[float, ...]] = []
-        mine: list[tuple[float, ...]] = []
+    def run(
+        what: str,
+        contestants: Mapping[str, Callable[[], Figures]],
+        bound: Callable[[], Figures],
+        *,
+        unit: str,
+        bars: Mapping[str, str],
+        names: tuple[str, ...],
+        rounds: int = 8,
+    ) -> None:
+        pairs: dict[str, list[tuple[Figures, Figures]]] = {name: [] for name in contestants}
 
-        def as_tuple(figures):
-            return figures if isinstance(figures, tuple) else (figures,)
+        def one_round() -> None:
+            for name, contestant in contestants.items():
+                if len(pairs[name]) % 2:
+                    mine, theirs = contestant(), bound()
+                else:
+                    theirs, mine = bound(), contestant()
+                pairs[name].append((mine, theirs))
 
-        as_tuple(bound()), as_tuple(ours())  # warm
-        benchmark.pedantic(
-            lambda: mine.append(as_tuple(ours())),
-            setup=lambda: bounds.append(as_tuple(bound())),
-            rounds=rounds,
-            iterations=1,
-        )
-        worst = float("inf")
-        for index, name in enumerate(names):
-            ratios = sorted(a[index] / b[index] for a, b in zip(mine, bounds, strict=True))
-            ratio = statistics.median(ratios)
-            worst = min(worst, ratio)
-            ROWS.append(
-                Row(
-                    f"{what}{', ' if name else ''}{name}",
-                    statistics.median(figures[index] for figures in mine),
-                    statistics.median(figures[index] for figures in bounds),
+        benchmark.pedantic(one_round, rounds=rounds + 1, iterations=1)
+        for contestant, of_contestant in pairs.items():
+            for index, name in enumerate(names):
+                figures = [(mine[index], theirs[index]) for mine, theirs in of_contestant[1:]]
+                ratios = sorted(mine / theirs for mine, theirs in figures)
+                row = Row(
+                    f"{what}, {contestant}, {name}",
+                    statistics.median(mine for mine, _ in figures),
+                    statistics.median(theirs for _, theirs in figures),
                     unit,
-                    ratio,
+                    statistics.median(ratios),
                     f"{ratios[0]:.2f}..{ratios[-1]:.2f}",
-                    bar,
+                    bars.get(contestant, ""),
                 )
-            )
-        benchmark.extra_info["ratio"] = worst
-        return worst
+                add(row)
+                benchmark.extra_info[row.what] = row.ratio
 
     return run
 
 
 @pytest.fixture
 def report() -> Callable[..., None]:
-    """Add a line that was measured otherwise."""
+    """Add a row that was measured otherwise."""
 
-    def add(what: str, ours: float, bound: float, *, unit: str, bar: str, spread: str = "") -> None:
-        ROWS.append(Row(what, ours, bound, unit, ours / bound, spread, bar))
+    def report(what: str, ours: float, bound: float, *, unit: str, bar: str, spread: str = "") -> None:
+        add(Row(what, ours, bound, unit, ours / bound, spread, bar))
 
-    return add
-
-
-def pytest_addoption(parser):
-    parser.addoption("--ratios", metavar="FILE", help="write the table as JSON")
+    return report
 
 
-def pytest_terminal_summary(terminalreporter, config):
+@pytest.fixture
+def leave_out() -> Callable[[str, str], None]:
+    """Say in the table what was not measured, and why."""
+    return lambda what, reason: write({"what": what, "skipped": reason})
+
+
+def pytest_terminal_summary(terminalreporter):
     if not ROWS:
         return
     terminalreporter.section("ratios to the bounds")
-    width = max(len(row.what) for row in ROWS)
-    line = f"{'':{width}}  {'ours':>10}  {'bound':>10}  {'unit':<12} {'ratio':>6}  {'spread':<11} bar"
-    terminalreporter.write_line(line)
-    for row in ROWS:
-        terminalreporter.write_line(
-            f"{row.what:{width}}  {row.ours:>10.4g}  {row.bound:>10.4g}  {row.unit:<12} {row.ratio:>6.2f}  "
-            f"{row.spread:<11} {row.bar}"
-        )
-    if path := config.getoption("--ratios"):
-        Path(path).write_text(json.dumps([asdict(row) for row in ROWS], indent=1))
+    lines = [HEADS, *(row.cells() for row in ROWS)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        terminalreporter.write_line(aligned(line, widths))
