@@ -2,9 +2,13 @@
 #   PYTHON  Python to make the virtual environment with
 #   VENV    the virtual environment; one of your own is used with the torch that is in it
 #   TORCH   what pip installs as PyTorch, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#   BENCH   the benches that `make bench` runs (`python benches/run.py --list` names them); all without it
+#   STRICT  set to 1, `make bench` fails when a ratio misses its bar
+#   VERIFY  the long forms that `make verify` runs, e.g. VERIFY="tsan fuzz"; ci/verify/ has them all
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
+VERIFY ?= laws loom shuttle planted assembly attacks tsan python_stress fuzz
 export PYTHON VENV TORCH
 
 SHELL := bash
@@ -25,7 +29,7 @@ export PYO3_PYTHON := $(BIN)/python
 # The tests start `python` and `mpiexec`: those of the environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test lint rust-test python-test bench wheel clean tools environment
+.PHONY: help demo test lint rust-test models python-test verify bench wheel clean tools environment
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -34,7 +38,7 @@ help: ## list the targets
 demo: $(STAMPS)/extension-release ## build everything and run the heat study to its end
 	@ci/demo.sh
 
-test: lint rust-test python-test ## install what the tests need and run them all
+test: lint rust-test models python-test ## install what the tests need and run them all
 
 lint: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## format, style and types, of Python and of Rust
 	@$(STEP) "ruff check" ruff check
@@ -47,11 +51,19 @@ lint: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## format, style and t
 rust-test: environment ## the tests in Rust
 	@$(STEP) "cargo test" cargo test --locked --workspace --exclude melissa-py
 
+models: environment ## model checks of the core's concurrency, and whether they find planted defects
+	@STEP_DETAIL=1 $(STEP) "loom" ci/models.sh loom
+	@STEP_DETAIL=1 $(STEP) "shuttle" ci/models.sh shuttle
+	@STEP_DETAIL=1 $(STEP) "planted defects" ci/verify/planted.sh
+
 python-test: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
 	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q
 
-bench: $(STAMPS)/requirements-test $(STAMPS)/extension-release ## time the parts against their bounds
-	@python -m pytest benches -q
+verify: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the long forms of the proofs (docs/verification.md)
+	@for check in $(VERIFY); do STEP_DETAIL=1 $(STEP) "verify $$check" ci/verify/$$check.sh; done
+
+bench: $(STAMPS)/requirements-test $(STAMPS)/extension-release ## measure the parts against their bounds, and print the table
+	@python benches/run.py $(BENCH) $(if $(STRICT),--strict)
 
 wheel: environment ## build the wheel, into dist/, and try it in an empty environment
 	@$(STEP) "wheel" maturin build --release --locked --out dist
