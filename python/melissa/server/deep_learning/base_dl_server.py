@@ -9,28 +9,23 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
-from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration, WaitTimeout
+from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration
 from melissa.launcher.message import Finished, Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
 from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
-from melissa.server.deep_learning.collate import collate
+from melissa.server.deep_learning.batch_source import make_batch_source
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.frameworks import FrameworkType
-from melissa.server.deep_learning.hooks import (
-    check_hooks,
-    choose_lane,
-    is_overridden,
-    sample_checks,
-    train_takes_model,
-)
-from melissa.server.deep_learning.lanes import BatchSource, FastLane, SampleChecks, ViewLane
+from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_overridden, train_takes_model
+from melissa.server.deep_learning.lanes import SampleChecks
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
 from melissa.server.deep_learning.rank_zero import rank_zero_only
+from melissa.server.deep_learning.reception import join_dataset, make_checks, make_ensemble, open_receiver
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
-from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
+from melissa.server.deep_learning.sample_source import PolledWait
 from melissa.server.deep_learning.tensorboard import (
     TensorboardLogger,
     check_conversion,
@@ -39,9 +34,9 @@ from melissa.server.deep_learning.tensorboard import (
 )
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
 from melissa.server.deep_learning.training_loop import run_training, run_validation
+from melissa.server.deep_learning.watermark import wait_for_watermark
 from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
-from melissa.server.environment import StudyEnvironment
 from melissa.server.link import Pinger
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
 
@@ -470,28 +465,11 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         Data go from the sockets to the buffer in a thread of the extension; this starts it, and the control
         thread that asks for clients.
         """
-        environment = StudyEnvironment.read()
-        data_type = self.dl_config["data_type"]
-        self._receiver = Receiver(
-            self.buffer.native,
-            key=environment.key,
-            study_epoch=environment.study_epoch,
-            field_names=self.study_options["field_names"],
-            nb_parameters=self.nb_parameters,
-            nb_time_steps=self.nb_time_steps or None,
-            planned=self.nb_simulations,
-            data_type=data_type,
-            rank=self.rank,
-            nb_ranks=self.comm_size,
-            simulation_timeout=self.study_options["simulation_timeout"],
-        )
+        self._receiver = open_receiver(self)
         self._is_receiving = True
-        self._join_dataset()
-        logger.info(
-            f"{self.nb_simulations} simulations are planned; the {self.buffer.kind.name} buffer holds "
-            f"{self.buffer.maxsize} samples, its watermark is {self._progress.watermark}; fields are kept "
-            f"as {data_type}"
-        )
+        self._accounting = TrainedAccounting(self._receiver, self._progress)
+        self._checks = make_checks(self)
+        join_dataset(self, self.__dataset, self._accounting, self._checks)
         addresses = self.comm.allgather(self._receiver.address)
         if self.rank == 0:
             self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
@@ -505,32 +483,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                     tick=self._on_control_tick,
                 ),
             )
-            self._ensemble = Ensemble(
-                self.buffer.native,
-                self._receiver,
-                control,
-                self._progress,
-                self._ending,
-                planned=self.nb_simulations,
-                rank=self.rank,
-                validation=lambda: self.report_extra,
-            )
-
-    def _join_dataset(self) -> None:
-        """Give the dataset the study's waits, accounting and checks."""
-        assert self._receiver is not None
-        accounting = TrainedAccounting(self._receiver, self._progress)
-        self._accounting = accounting
-        checks = sample_checks(type(self))
-        if checks:
-            self._checks = SampleChecks(
-                self._validate_data if "_validate_data" in checks else None,
-                self._process_partial_data_reception if "_process_partial_data_reception" in checks else None,
-                self._simulation,
-            )
-        if isinstance(self.__dataset, MelissaIterableDataset):
-            admit = None if self._checks is None else self._checks.admit
-            self.__dataset.join_study(self._wait, accounting, self.batch_size, admit)
+            self._ensemble = make_ensemble(self, self._receiver, control)
 
     def _simulation(self, simulation_id: int) -> Simulation:
         known = {} if self._control is None else self._control.simulations
@@ -589,27 +542,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         Waits for them, on every rank; False when the study is to stop.
         """
         self._progress.phase = "waiting for the watermark"
-        is_ready = False
-
-        def attempt(timeout: float) -> bool:
-            nonlocal is_ready
-            is_ready = is_ready or self.buffer.native.wait_ready(timeout)
-            if self.comm.any(not is_ready):
-                raise WaitTimeout("not every rank has reached its watermark")
-            return True
-
-        wait = PolledWait(self._ending, self._describe_study)
-        is_over = wait.result_of(attempt) is not None
-        # A stop ends reception, and so the wait for samples.
-        if not is_over or self._ending.check():
-            return False
-        population, watermark = len(self.buffer), self._progress.watermark
-        if self.buffer.native.closed and population < watermark:
-            logger.warning(
-                f"reception is over and the buffer holds {population} samples, so that its watermark of "
-                f"{watermark} cannot be reached: training starts with what is there"
-            )
-        return True
+        return wait_for_watermark(self)
 
     # Between ranks.
 
@@ -699,33 +632,6 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     # The predefined loops.
 
-    def _make_batch_source(self) -> BatchSource:
-        """Make the lane that the class's hooks ask for."""
-        lane = choose_lane(type(self), has_default_batch=self._has_default_batch)
-        logger.info(f"{'fast' if lane.is_fast else 'view'} lane: {lane.reason}")
-        return self._fast_lane() if lane.is_fast else self._view_lane()
-
-    def _fast_lane(self) -> BatchSource:
-        if is_overridden(type(self), "process_simulation_batch"):
-            process = cast(Any, self).process_simulation_batch
-
-            def transform(batch: Batch) -> Any:
-                return self._adopt_batch(process(batch, self.config_dict))
-        else:
-            transform = self._default_batch
-        return FastLane(self.buffer, self.batch_size, self._drop_last, transform, self._wait)
-
-    def _view_lane(self) -> BatchSource:
-        admit = None if self._checks is None else self._checks.admit
-        source = SampleSource(self.buffer, self.batch_size, self._wait, admit)
-        return ViewLane(
-            source,
-            self.batch_size,
-            self._drop_last,
-            lambda data: self.process_simulation_data(data, self.config_dict),
-            lambda samples: collate(samples, self._framework_t),
-        )
-
     _has_default_batch = False
 
     def _default_batch(self, batch: Batch) -> Any:
@@ -748,4 +654,4 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def train(self) -> None:
         """Predefined training loop agnostic of frameworks."""
-        run_training(self, self._make_batch_source())
+        run_training(self, make_batch_source(self))
