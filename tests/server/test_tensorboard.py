@@ -1,5 +1,6 @@
 """Event files, read back with TensorBoard's own reader."""
 
+import os
 import subprocess
 import sys
 
@@ -169,3 +170,18 @@ def test_converting_to_a_data_frame_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UnsupportedConfiguration, match="pip install pandas"):
         convert_tb_logs_to_df(0, tmp_path)
+
+
+@pytest.mark.parametrize("logger", ["TensorboardLogger", "TorchTensorboardLogger"])
+def test_tensorflow_beside_it_is_not_loaded(logger, tmp_path):
+    (tmp_path / "tensorflow.py").write_text('raise SystemExit("tensorflow was imported")')
+    code = (
+        f"from melissa.server.deep_learning.tensorboard import {logger}, convert_tb_logs_to_df\n"
+        f"logger = {logger}(0)\n"
+        "logger.log_scalar('Loss/train', 1.0, 1)\n"
+        "logger.close()\n"
+        "convert_tb_logs_to_df(0)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=100)
+    assert (tmp_path / "tensorboard" / "gpu_0" / "data.pkl").exists()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,10 +34,22 @@ FLUSH_SECONDS = 10
 """A running study's logs are at most so old."""
 
 
+def keep_tensorflow_out() -> None:
+    """Make the ``tensorboard`` package write files by itself, where TensorFlow is installed but not in use.
+
+    It would import TensorFlow for that: seconds and hundreds of megabytes, and beside torch the process is
+    aborted when both load their LLVM. The name of the module is tensorboard's own switch.
+    """
+    if "tensorflow" not in sys.modules:
+        name = "tensorboard.compat.notf"
+        sys.modules.setdefault(name, ModuleType(name))
+
+
 class EventWriter:
     """Writes one event file; the methods have the names and arguments of torch's ``SummaryWriter``."""
 
     def __init__(self, log_dir: str | Path) -> None:
+        keep_tensorflow_out()
         from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -240,6 +254,7 @@ class TorchTensorboardLogger(TensorboardLogger):
     """Logs through torch, whose writer takes tensors, graphs and whatever else torch has."""
 
     def _make_writer(self) -> Any:
+        keep_tensorflow_out()
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.log_dir), flush_secs=FLUSH_SECONDS)
@@ -270,6 +285,7 @@ def convert_tb_logs_to_df(rank: int = 0, log_dir: str | Path = "tensorboard") ->
     Columns: wall_time, name, step, value. `UnsupportedConfiguration` when pandas or tensorboard is missing.
     """
     check_conversion()
+    keep_tensorflow_out()
     import pandas
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
