@@ -264,56 +264,6 @@ def test_a_torch_server_without_a_hook_for_data_gets_inputs_and_fields(study):
     assert "Loss/train" in result.stdout
 
 
-def test_a_study_of_2023_trains_in_a_loop_of_its_own_over_the_dataset(study):
-    study.server(
-        """
-        from torch.utils.data import DataLoader
-        from melissa.server.deep_learning.dataset import MelissaIterableDataset
-        from melissa.server.deep_learning.reservoir import FIRO
-        from melissa.server.deep_learning.torch_server import checkpoint
-
-
-        class Server(LearningServer):
-            def set_model(self):
-                self.model, self.optimizer = LearningServer.prepare_training_attributes(self)
-
-            def configure_data_collection(self):
-                self.buffer = FIRO(self.buffer_size, self.per_server_watermark, self.pseudo_epochs)
-                self.dataset = MelissaIterableDataset(
-                    buffer=self.buffer, tb_logger=self.tb_logger, config=self.config,
-                    transform=self.process_simulation_data,
-                )
-
-            def process_simulation_data(self, msg, config):
-                inputs = torch.tensor(msg.parameters[-self.nb_parameters :] + [msg.time_step])
-                return inputs, torch.from_numpy(msg.data[0])
-
-            def train(self, model):
-                loader = DataLoader(self.dataset, batch_size=self.batch_size, drop_last=True, num_workers=0)
-                for batch_idx, (inputs, fields) in enumerate(loader):
-                    if self.other_processes_finished(batch_idx):
-                        break
-                    self.learn(inputs, fields, batch_idx + 1)
-                checkpoint(model=model, optimizer=self.optimizer, batch=batch_idx, loss=0.0)
-        """,
-        base="learning",
-    )
-    study.configure(
-        {
-            "dl_config.buffer": "FIRO",
-            "dl_config.per_server_watermark": 5,
-            "dl_config.batch_size": 6,
-            "dl_config.tensorboard": False,
-        }
-    )
-    study.succeed()
-    assert not (study.output / "tensorboard").exists()
-    # The loop drops what makes no whole batch.
-    study.expect_ledger(20, untrained=2)
-    assert study.seen["counts"] == [1] * 18
-    assert torch.load(study.output / "checkpoints" / "model.pt", weights_only=True)["batch"] == 2
-
-
 @pytest.fixture
 def mpiexec(monkeypatch):
     """Return the command that starts three ranks; the requirements of the tests have it."""
