@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from melissa.exceptions import FatalError, MelissaError
+from melissa.utility.addresses import own_host
 from melissa.utility.study_key import read_study_key
 
 __all__ = ["StudyEnvironment"]
@@ -21,6 +22,11 @@ class StudyEnvironment:
     key: bytes = field(repr=False)
     study_epoch: int
     output_dir: Path
+
+    @property
+    def own_host(self) -> str:
+        """Where this process is reached: on the loopback interface when the launcher is."""
+        return own_host(self.launcher_address)
 
     @staticmethod
     def is_given(environment: Mapping[str, str] = os.environ) -> bool:

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from melissa.exceptions import AuthenticationError, MelissaError, ProtocolError
+from melissa.utility.addresses import bind_address
 
 __all__ = ["Channel", "ChannelClosed", "Listener", "connect"]
 
@@ -276,7 +277,7 @@ class _Pending:
 
 
 class Listener:
-    """Listens for authenticated channels on a free port of `host`.
+    """Listens for authenticated channels on a free port of this machine, which peers reach at `host`.
 
     `key` is the study key and `epoch` the study's epoch: a peer with another one is refused.
     """
@@ -285,7 +286,7 @@ class Listener:
         """Listen from now on; the kernel chooses the port."""
         self._key = key
         self._epoch = epoch
-        self._socket = socket.create_server((host, 0), backlog=128)
+        self._socket = socket.create_server((bind_address(host), 0), backlog=128)
         self._socket.setblocking(False)
         self._selector = selectors.EpollSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)

@@ -13,6 +13,7 @@ from melissa.server.deep_learning.hooks import sample_checks
 from melissa.server.deep_learning.lanes import SampleChecks
 from melissa.server.ensemble import Ensemble
 from melissa.server.environment import StudyEnvironment
+from melissa.utility.addresses import bind_address
 
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
@@ -35,6 +36,8 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
         nb_time_steps=server.nb_time_steps or None,
         planned=server.nb_simulations,
         data_type=data_type,
+        host=bind_address(environment.own_host),
+        advertise=environment.own_host,
         rank=server.rank,
         nb_ranks=server.comm_size,
         simulation_timeout=server.study_options["simulation_timeout"],
