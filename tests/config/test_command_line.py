@@ -27,6 +27,14 @@ def test_a_dry_run_says_what_would_be_run_and_makes_nothing(write, project, caps
     assert sorted(project.rglob("*")) == before
 
 
+def test_a_dry_run_says_how_many_ranks_the_server_has(write, capsys):
+    ranks = {"launcher_config.scheduler": "openmpi", "launcher_config.scheduler_arg_server": ["-n", "2"]}
+    assert main(["--config_name", str(write(ranks)), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "server.py, 2 ranks\n" in shown
+    assert "training starts at 20 on each rank" in shown
+
+
 def test_a_dry_run_imports_neither_torch_nor_the_server_nor_the_extension(write):
     code = (
         "import sys; from melissa.launcher.__main__ import main; status = main(sys.argv[1:]); "

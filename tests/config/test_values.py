@@ -180,6 +180,20 @@ def test_a_watermark_that_cannot_be_reached_is_refused_with_both_numbers(write):
     load_config(write({"study_options.nb_time_steps": 2}))
 
 
+def test_samples_are_counted_for_each_server_rank(write):
+    ranks = {"launcher_config.scheduler": "openmpi", "launcher_config.scheduler_arg_server": ["-n", "2"]}
+    steps = {"study_options.nb_time_steps": 3}
+    rule(write, "dl_config.per_server_watermark", ranks | steps, 20, 15, 2)
+    load_config(write(ranks | {"study_options.nb_time_steps": 4}))
+
+
+def test_the_number_of_server_ranks_must_follow_from_the_arguments(write):
+    by_node = {"launcher_config.scheduler": "openmpi", "launcher_config.scheduler_arg": ["-N", "2"]}
+    found = problems(write(by_node))
+    assert "does not follow from ['-N', '2']" in found["launcher_config.scheduler_arg_server"]
+    load_config(write(by_node | {"launcher_config.scheduler_arg_server": ["-n", "4"]}))
+
+
 def test_every_kind_but_fifo_needs_a_watermark(write):
     found = problems(write(without=("dl_config.per_server_watermark",)))
     assert found["dl_config.per_server_watermark"].startswith("missing; a Reservoir buffer needs it")
@@ -202,7 +216,7 @@ def test_groups_are_refused_beside_deep_learning_only(write):
 
 
 def test_what_is_not_in_this_version_is_refused(write):
-    rule(write, "launcher_config.scheduler", {"launcher_config.scheduler": "slurm"})
+    rule(write, "launcher_config.scheduler", {"launcher_config.scheduler": "oar"})
     rule(write, "dl_config.buffer", {"dl_config.buffer": "SimPairedReservoir"})
 
 

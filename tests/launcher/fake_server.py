@@ -102,6 +102,27 @@ def finish(nb_clients="3"):
     channel.send(Finished(0, REPORT).to_dict())
 
 
+def finish_on_two_ranks():
+    """Rank 0 speaks for both; the other one ends when it has."""
+    assert os.environ["MELISSA_NB_SERVER_RANKS"] == "2"
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        print("rank 1 was here", flush=True)
+        while not (OUTPUT / "updates.json").exists():
+            time.sleep(0.05)
+        return
+    channel = open_channel()
+    channel.send(Register(["127.0.0.1:4711", "127.0.0.1:4712"], os.getpid(), 2).to_dict())
+    submit(channel, 0)
+    wait_for_ends(channel, 1)
+    channel.send(Finished(0, REPORT).to_dict())
+
+
+def register_another_number_of_ranks():
+    channel = open_channel()
+    channel.send(Register(["127.0.0.1:4711", "127.0.0.1:4712"], os.getpid(), 2).to_dict())
+    time.sleep(1000)
+
+
 def finish_with_a_crash_after_that():
     finish("1")
     os.kill(os.getpid(), signal.SIGSEGV)

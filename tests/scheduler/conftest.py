@@ -11,6 +11,7 @@ import pytest
 
 from melissa.scheduler.job import Job, JobRequest
 from melissa.scheduler.local import LocalScheduler
+from melissa.scheduler.scheduler import Scheduler
 
 MARK = "MELISSA_TEST_MARK"
 
@@ -51,10 +52,10 @@ def processes():
 
 
 class Jobs:
-    """Submits shell commands to a local scheduler, and waits for what becomes of them."""
+    """Submits shell commands to a scheduler, the local one by default, and waits for what becomes of them."""
 
-    def __init__(self, folder: Path, processes: Processes) -> None:
-        self.scheduler = LocalScheduler()
+    def __init__(self, folder: Path, processes: Processes, scheduler: Scheduler | None = None) -> None:
+        self.scheduler = scheduler or LocalScheduler()
         self.scheduler.start()
         self._folder = folder
         self._processes = processes
@@ -77,7 +78,8 @@ class Jobs:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, [(job.name, job.state, job.error) for job in self._all]
-            select.select([self.scheduler.fileno()], [], [], 0.1)
+            descriptor = self.scheduler.fileno()
+            select.select([] if descriptor is None else [descriptor], [], [], 0.1)
             self.scheduler.poll(self._all)
 
     def wait_for_end(self, job: Job, timeout: float = 10.0) -> Job:

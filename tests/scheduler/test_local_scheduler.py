@@ -238,8 +238,8 @@ def test_hundreds_of_jobs_pass_through(jobs):
 
 
 def test_only_schedulers_that_there_are_can_be_chosen():
-    with pytest.raises(UnsupportedConfiguration, match='no scheduler "slurm"'):
-        make_scheduler({"scheduler": "slurm"})
+    with pytest.raises(UnsupportedConfiguration, match='no scheduler "oar"'):
+        make_scheduler({"scheduler": "oar"})
     make_scheduler({"scheduler": "local", "scheduler_arg": [], "scheduler_arg_client": []})
 
 

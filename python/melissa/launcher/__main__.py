@@ -14,6 +14,7 @@ from melissa.exceptions import ConfigurationFileError, MelissaError
 from melissa.launcher.config import load_config
 from melissa.launcher.example import copy_example, example_names, next_steps
 from melissa.launcher.options import print_options
+from melissa.scheduler.factory import nb_server_ranks
 from melissa.utility.logger import configure_logger
 from melissa.utility.process import find_own_interpreter_first
 
@@ -155,11 +156,13 @@ def _summary(config: dict[str, Any], config_path: Path, project_dir: Path) -> st
     samples = f"{simulations} simulations"
     if steps is not None:
         samples += f" x {steps} time steps = {simulations * steps} samples"
+    nb_ranks = nb_server_ranks(launcher)
+    ranks = f", {nb_ranks} ranks" if nb_ranks != 1 else ""
     lines = [
         ("output", config["output_dir"]),
         ("scheduler", f"{launcher['scheduler']}, {launcher['job_limit']} jobs at once, the server included"),
         ("server", _shell_line(config["server_config"]["preprocessing_commands"], shlex.join(server))),
-        ("class", f"{config['server_class']} of {config['server_filename']}"),
+        ("class", f"{config['server_class']} of {config['server_filename']}{ranks}"),
         ("client", _shell_line(client["preprocessing_commands"], " ".join(solver))),
         ("ensemble", f"{samples}; fields: {', '.join(study['field_names'])}"),
     ]
@@ -167,7 +170,8 @@ def _summary(config: dict[str, Any], config_path: Path, project_dir: Path) -> st
         watermark = training["per_server_watermark"]
         buffer = f"{training['buffer']} of {training['buffer_size']} samples"
         buffer += "" if watermark is None else f", training starts at {watermark}"
-        lines.append(("training", f"batches of {training['batch_size']} from a {buffer}"))
+        on_each = " on each rank" if nb_ranks != 1 else ""
+        lines.append(("training", f"batches of {training['batch_size']} from a {buffer}{on_each}"))
     return "\n".join([f"{config_path} is valid. A study would have:", *(f"  {k:10}{v}" for k, v in lines)])
 
 

@@ -55,8 +55,8 @@ class ClientJobs:
         return list(self._alive)
 
     def tell_servers(self, addresses: list[str]) -> None:
-        """Take the addresses of the server's ranks, which clients find in their environment."""
-        self._environment["MELISSA_SERVER_ADDRESS"] = addresses[0]
+        """Take the addresses of the server's ranks, rank 0 first; clients find them in their environment."""
+        self._environment["MELISSA_SERVER_ADDRESS"] = ",".join(addresses)
         self._environment["MELISSA_SERVER_NODE_NAME"] = addresses[0].rpartition(":")[0]
 
     def ask(self, client: SubmitClient) -> None:

@@ -3,7 +3,8 @@
 import copy
 from typing import Any
 
-from melissa.launcher.schema import Section, StudyConfig, default_job_limit, key_note, section_of
+from melissa.launcher.schema import Section, StudyConfig, key_note, section_of
+from melissa.scheduler.factory import default_job_limit
 
 __all__ = ["merge_defaults"]
 
@@ -23,7 +24,7 @@ def merge_defaults(config: dict[str, Any]) -> None:
             _merge_section(config[name], model)
     launcher_config, dl_config = config["launcher_config"], config.get("dl_config")
     if launcher_config["job_limit"] is None:
-        launcher_config["job_limit"] = default_job_limit(launcher_config["scheduler"])
+        launcher_config["job_limit"] = default_job_limit(launcher_config)
     if dl_config is not None and dl_config["checkpoint_interval"] is None:
         dl_config["checkpoint_interval"] = dl_config["nb_batches_update"]
 

@@ -28,7 +28,7 @@ from melissa.launcher.study_folder import StudyFolder
 from melissa.launcher.summary import summary_table
 from melissa.launcher.view import View, make_view
 from melissa.launcher.wording import duration
-from melissa.scheduler.factory import make_scheduler
+from melissa.scheduler.factory import make_scheduler, nb_server_ranks
 from melissa.scheduler.job import Job, State
 from melissa.scheduler.scheduler import SchedulerError
 from melissa.utility.channel import Channel, ChannelClosed, Listener
@@ -123,6 +123,7 @@ class Launcher:
         self._terminal_verbosity = terminal_verbosity
         self._server_timeout = float(config_dict["launcher_config"]["server_timeout"])
         self._keep_output = bool(config_dict["launcher_config"]["std_output"])
+        self._nb_server_ranks = nb_server_ranks(config_dict["launcher_config"]) or 1
 
         self._phase = Phase.STARTING
         self._phase_deadline: tuple[float, Callable[[], None]] | None = None
@@ -216,7 +217,11 @@ class Launcher:
         )
         request = server_request(
             self._folder,
-            environment | {"MELISSA_RESTART": str(self._folder.epoch - 1)},
+            environment
+            | {
+                "MELISSA_RESTART": str(self._folder.epoch - 1),
+                "MELISSA_NB_SERVER_RANKS": str(self._nb_server_ranks),
+            },
             config_path=self._config_path,
             project_dir=self._project_dir,
             preprocessing_commands=self._config.get("server_config", {}).get("preprocessing_commands", []),
@@ -449,8 +454,11 @@ class Launcher:
                 raise ProtocolError(f"the server sent {type(received).__name__}, which only a launcher sends")
 
     def _register(self, addresses: list[str], pid: int, nb_ranks: int) -> None:
-        if not addresses:
-            raise ProtocolError("the server registered without an address for clients")
+        if len(addresses) != nb_ranks or nb_ranks != self._nb_server_ranks:
+            raise ProtocolError(
+                f"the server registered with {nb_ranks} ranks and {len(addresses)} addresses for clients, "
+                f"but was started with {self._nb_server_ranks} ranks"
+            )
         logger.info(f"the server has registered: process {pid}, ranks: {nb_ranks}, at {', '.join(addresses)}")
         self._clients.tell_servers(addresses)
         if self._phase is Phase.STARTING:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from melissa.launcher.schema import DlConfig, LauncherConfig, StudyOptions, buffer_kind
-from melissa.scheduler.factory import SCHEDULERS
+from melissa.scheduler.factory import SCHEDULERS, nb_server_ranks
 
 __all__ = ["Problem", "rule_problems"]
 
@@ -29,12 +29,9 @@ def rule_problems(
         yield from _field_problems(study_options)
     if dl_config is not None:
         yield from _buffer_problems(dl_config)
-    if launcher_config is not None and launcher_config.scheduler not in SCHEDULERS:
-        yield Problem(
-            "launcher_config.scheduler",
-            f'"{launcher_config.scheduler}" is not in this version yet; there is {", ".join(SCHEDULERS)}.',
-            unsupported=True,
-        )
+    nb_ranks = None if launcher_config is None else nb_server_ranks(launcher_config.model_dump())
+    if launcher_config is not None:
+        yield from _scheduler_problems(launcher_config, nb_ranks)
     if study_options is not None and dl_config is not None:
         if study_options.group_size > 1:
             yield Problem(
@@ -42,8 +39,23 @@ def rule_problems(
                 f"{study_options.group_size} given, beside a dl_config: deep learning needs groups of 1.",
                 unsupported=True,
             )
-        one_rank = launcher_config is not None and launcher_config.scheduler == "local"
-        yield from _reach_problems(study_options, dl_config, nb_ranks=1 if one_rank else None)
+        yield from _reach_problems(study_options, dl_config, nb_ranks)
+
+
+def _scheduler_problems(launcher_config: LauncherConfig, nb_ranks: int | None) -> Iterator[Problem]:
+    if launcher_config.scheduler not in SCHEDULERS:
+        yield Problem(
+            "launcher_config.scheduler",
+            f'"{launcher_config.scheduler}" is not in this version yet; there is {", ".join(SCHEDULERS)}.',
+            unsupported=True,
+        )
+    elif nb_ranks is None or nb_ranks < 1:
+        yield Problem(
+            "launcher_config.scheduler_arg_server",
+            "the number of server ranks does not follow from "
+            f"{[*launcher_config.scheduler_arg, *launcher_config.scheduler_arg_server]}: "
+            'add it as a number, 1 or more, for instance ["-n", "2"].',
+        )
 
 
 def _field_problems(study_options: StudyOptions) -> Iterator[Problem]:
@@ -124,7 +136,8 @@ def _reach_problems(
             )
         return
     expected = -(-simulations * steps // (nb_ranks or 1))
-    expected_text = f"{expected} samples come ({simulations} simulations x {steps} time steps)"
+    ranks = f", {nb_ranks} server ranks" if (nb_ranks or 1) > 1 else ""
+    expected_text = f"{expected} samples come ({simulations} simulations x {steps} time steps{ranks})"
     watermark = dl_config.per_server_watermark
     if _gathers_all_first(dl_config):
         if nb_ranks is not None and expected > dl_config.buffer_size:

@@ -4,7 +4,6 @@ This is the one place of each default. `melissa.launcher.config` validates a fil
 `melissa.launcher.rules` has the rules between keys, ``melissa-launcher --print-options`` prints the models.
 """
 
-import os
 from typing import Annotated, Any, Literal, get_args
 
 import rapidjson
@@ -21,15 +20,12 @@ __all__ = [
     "StudyConfig",
     "StudyOptions",
     "buffer_kind",
-    "default_job_limit",
     "key_note",
     "section_of",
 ]
 
 CONFIG_PARSE_MODE: int = rapidjson.PM_COMMENTS | rapidjson.PM_TRAILING_COMMAS
 """Value for ``rapidjson.load(fp, parse_mode=CONFIG_PARSE_MODE)``: allows comments and trailing commas."""
-
-JOB_LIMIT_OF_A_CLUSTER = 1000
 
 
 def _integral(value: Any) -> Any:
@@ -130,7 +126,7 @@ class LauncherConfig(Section):
     job_limit: JobLimit | None = _key(
         "jobs alive at once, the server included",
         None,
-        otherwise=f"cores + 1 under local, else {JOB_LIMIT_OF_A_CLUSTER}",
+        otherwise="what keeps the cores busy where all runs on this machine, else 1000",
     )
     timer_delay: Seconds = _key("seconds between two polls of job states", 5.0)
     server_timeout: Seconds = _key("seconds between two pings; twice that without one is death", 60.0)
@@ -192,13 +188,3 @@ def key_note(field: FieldInfo, name: Literal["old", "otherwise"]) -> str | None:
 def buffer_kind(name: str) -> str:
     """Return today's name of a training buffer: ``SimpleQueue``, of 2023, is a ``FIFO``."""
     return "FIFO" if name == "SimpleQueue" else name
-
-
-def default_job_limit(scheduler: str) -> int:
-    """Return how many jobs may live at once, the server included, when the configuration does not say.
-
-    Under the local scheduler that is one per core that this process may use, and one more for the server.
-    """
-    if scheduler == "local":
-        return len(os.sched_getaffinity(0)) + 1
-    return JOB_LIMIT_OF_A_CLUSTER

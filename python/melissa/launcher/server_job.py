@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from melissa.launcher.study_folder import StudyFolder
-from melissa.scheduler.job import JobRequest
+from melissa.scheduler.job import JobKind, JobRequest
 
 __all__ = ["server_request"]
 
@@ -46,4 +46,5 @@ def server_request(
         environment=environment,
         stdout=folder.stdout / "server.out" if keep_output else None,
         stderr=folder.stdout / "server.err" if keep_output else None,
+        kind=JobKind.SERVER,
     )

@@ -7,29 +7,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from melissa.exceptions import UnsupportedConfiguration
+from melissa.scheduler.arguments import job_options
+from melissa.scheduler.job import JobKind
 from melissa.scheduler.local import LocalScheduler
+from melissa.scheduler.openmpi import OpenMpiScheduler
 from melissa.scheduler.scheduler import Scheduler
 
-__all__ = ["SCHEDULERS", "make_scheduler"]
+__all__ = ["SCHEDULERS", "default_job_limit", "make_scheduler", "nb_server_ranks"]
 
 logger = logging.getLogger("melissa")
 
-SCHEDULERS = (LocalScheduler.name,)
-"""Names of the schedulers that there are."""
+SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in (LocalScheduler, OpenMpiScheduler)}
+"""The schedulers that there are, by name."""
 
 
 def make_scheduler(launcher_config: Mapping[str, Any]) -> Scheduler:
     """Make the scheduler that the configuration names; `UnsupportedConfiguration` when there is none."""
     name = launcher_config["scheduler"]
-    if name != LocalScheduler.name:
+    if name not in SCHEDULERS:
         raise UnsupportedConfiguration(
             f'launcher_config.scheduler: there is no scheduler "{name}"; there is {", ".join(SCHEDULERS)}'
         )
+    scheduler = SCHEDULERS[name](job_options(launcher_config))
     ignored = [
         key
         for key in ("scheduler_arg", "scheduler_arg_server", "scheduler_arg_client")
         if launcher_config.get(key)
     ]
-    if ignored:
-        logger.warning(f'{", ".join(ignored)}: ignored, the scheduler "local" takes no arguments')
-    return LocalScheduler()
+    if ignored and not scheduler.wants_arguments:
+        logger.warning(f'{", ".join(ignored)}: ignored, the scheduler "{name}" takes no arguments')
+    return scheduler
+
+
+def nb_server_ranks(launcher_config: Mapping[str, Any]) -> int | None:
+    """Return how many ranks the server has; None where the configuration does not say that."""
+    scheduler = SCHEDULERS.get(launcher_config["scheduler"])
+    return None if scheduler is None else scheduler.nb_ranks(job_options(launcher_config)[JobKind.SERVER])
+
+
+def default_job_limit(launcher_config: Mapping[str, Any]) -> int:
+    """Return how many jobs may live at once, the server included, when the configuration does not say."""
+    scheduler = SCHEDULERS.get(launcher_config["scheduler"], Scheduler)
+    return scheduler.job_limit(job_options(launcher_config))

@@ -27,6 +27,13 @@ class State(enum.Enum):
         return self not in (State.WAITING, State.RUNNING)
 
 
+class JobKind(enum.Enum):
+    """What a job is for: schedulers have arguments and wrappers for each kind."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What a scheduler is asked to run.
@@ -41,6 +48,7 @@ class JobRequest:
     environment: Mapping[str, str] = field(default_factory=dict)
     stdout: Path | None = None
     stderr: Path | None = None
+    kind: JobKind = JobKind.CLIENT
 
 
 @dataclass(eq=False)

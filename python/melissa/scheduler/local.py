@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from melissa.scheduler import supervisor
-from melissa.scheduler.job import Job, JobRequest, State
+from melissa.scheduler.arguments import JobOptions
+from melissa.scheduler.job import Job, JobKind, JobRequest, State
 from melissa.scheduler.scheduler import Scheduler, SchedulerError
+from melissa.utility.addresses import LOOPBACK
 from melissa.utility.process import describe_exit
 
 logger = logging.getLogger("melissa")
@@ -29,9 +32,11 @@ class LocalScheduler(Scheduler):
     """Runs jobs as processes of this machine; they all end when this process does, however it ends."""
 
     name = "local"
+    wants_arguments = False
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[JobKind, JobOptions] | None = None) -> None:
         """Make a scheduler; nothing runs before `start`."""
+        super().__init__(options)
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
@@ -52,7 +57,21 @@ class LocalScheduler(Scheduler):
 
     def launcher_host(self) -> str:
         """Return the loopback address: all jobs run here."""
-        return "127.0.0.1"
+        return LOOPBACK
+
+    @classmethod
+    def nb_ranks(cls, options: JobOptions) -> int | None:
+        """Return 1: a job is one process."""
+        return 1
+
+    @classmethod
+    def job_limit(cls, options: Mapping[JobKind, JobOptions]) -> int:
+        """Return one for each core that this process may use, and one more for the server."""
+        return len(os.sched_getaffinity(0)) + 1
+
+    def _command_line(self, request: JobRequest) -> list[str]:
+        """Return what the supervisor runs for a request."""
+        return [*self._options[request.kind].wrapper, *request.command]
 
     def submit(self, request: JobRequest) -> Job:
         """Have the supervisor start a process, the leader of its own group."""
@@ -62,7 +81,7 @@ class LocalScheduler(Scheduler):
         self._command(
             command="start",
             job=self._submitted,
-            argv=list(request.command),
+            argv=self._command_line(request),
             environment=dict(request.environment),
             directory=str(request.directory),
             stdout=None if request.stdout is None else str(request.stdout),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from melissa.exceptions import FatalError
-from melissa.scheduler.job import Job, JobRequest
+from melissa.scheduler.arguments import JobOptions
+from melissa.scheduler.job import Job, JobKind, JobRequest
 
 
 class SchedulerError(FatalError):
@@ -19,6 +20,23 @@ class Scheduler(ABC):
 
     name: ClassVar[str]
     """How `launcher_config.scheduler` calls it."""
+    wants_arguments: ClassVar[bool]
+    """Whether raw arguments mean anything to it."""
+    JOB_LIMIT: ClassVar[int] = 1000
+
+    def __init__(self, options: Mapping[JobKind, JobOptions] | None = None) -> None:
+        """Take what the configuration says of each kind of job; nothing runs before `start`."""
+        self._options = {kind: (options or {}).get(kind, JobOptions()) for kind in JobKind}
+
+    @classmethod
+    @abstractmethod
+    def nb_ranks(cls, options: JobOptions) -> int | None:
+        """Return how many processes a job with these options has; None where they do not say."""
+
+    @classmethod
+    def job_limit(cls, options: Mapping[JobKind, JobOptions]) -> int:
+        """Return how many jobs may live at once, the server included, where the configuration is silent."""
+        return cls.JOB_LIMIT
 
     @abstractmethod
     def start(self, keep_open: Sequence[int] = ()) -> None:
