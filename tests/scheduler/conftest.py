@@ -52,10 +52,10 @@ def processes():
 
 
 class Jobs:
-    """Submits shell commands to a scheduler, the local one by default, and waits for what becomes of them."""
+    """Submits shell commands to a scheduler, and waits for what becomes of them."""
 
-    def __init__(self, folder: Path, processes: Processes, scheduler: Scheduler | None = None) -> None:
-        self.scheduler = scheduler or LocalScheduler()
+    def __init__(self, folder: Path, processes: Processes, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
         self.scheduler.start()
         self._folder = folder
         self._processes = processes
@@ -88,7 +88,19 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(tmp_path, processes):
-    jobs = Jobs(tmp_path, processes)
-    yield jobs
-    jobs.scheduler.close(0.0)
+def make_jobs(tmp_path, processes):
+    """Return what makes `Jobs` of a scheduler; it is closed after the test."""
+    made = []
+
+    def make(scheduler):
+        made.append(Jobs(tmp_path, processes, scheduler))
+        return made[-1]
+
+    yield make
+    for jobs in made:
+        jobs.scheduler.close(0.0)
+
+
+@pytest.fixture
+def jobs(make_jobs):
+    return make_jobs(LocalScheduler())

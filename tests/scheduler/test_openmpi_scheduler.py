@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Jobs
 
 from melissa.scheduler import openmpi
 from melissa.scheduler.arguments import JobOptions, job_options
@@ -25,19 +24,11 @@ def options(**launcher_config):
 
 
 @pytest.fixture
-def start(tmp_path, processes, monkeypatch):
+def start(make_jobs, monkeypatch):
     """Start a scheduler with a `launcher_config`; return what submits jobs to it."""
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-    started = []
-
-    def start(**launcher_config):
-        started.append(Jobs(tmp_path, processes, OpenMpiScheduler(options(**launcher_config))))
-        return started[-1]
-
-    yield start
-    for jobs in started:
-        jobs.scheduler.close(0.0)
+    return lambda **launcher_config: make_jobs(OpenMpiScheduler(options(**launcher_config)))
 
 
 @pytest.fixture(params=MPIEXECS)
