@@ -13,6 +13,7 @@ from melissa.server.__main__ import watch_threads
 from melissa.server.communicator import MpiProcesses, SingleProcess, make_communicator
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.reservoir import BufferType
+from melissa.server.distribution import steps_of_rank
 from melissa.server.ending import StudyEnding
 from melissa.server.environment import StudyEnvironment
 from melissa.server.parameter_registry import ParameterRegistry, numeric_parameters, plain_list
@@ -30,6 +31,7 @@ def test_alone_a_rank_hears_itself(make):
     assert comm.allgather("here") == ["here"]
     assert comm.any(True) is True
     assert comm.any(False) is False
+    assert comm.flags(5).result() == 5
     comm.barrier()
     comm.Barrier()
 
@@ -41,7 +43,7 @@ def test_a_wait_for_other_ranks_looks_at_the_study():
     comm = MpiProcesses(check=check)
     pending = SimpleNamespace(Test=lambda: False)
     with pytest.raises(RuntimeError, match="the study has failed"):
-        comm._wait(pending)
+        comm.wait(pending)
 
 
 def test_the_launchers_environment_chooses_the_communicator():
@@ -74,6 +76,44 @@ def test_nothing_is_known_before_the_number_of_steps_is():
 def test_passes_over_all_samples_wait_for_all():
     several = expect(BufferType.FIRO, buffer_size=110, watermark=5, pseudo_epochs=3, **STUDY)
     assert (several.watermark, several.batches) == (110, 17)
+
+
+@pytest.mark.parametrize("distribution", ["round_robin", "simulation"])
+@pytest.mark.parametrize("nb_ranks", [1, 2, 3, 7])
+def test_a_rank_expects_just_the_steps_that_the_rule_of_distribution_sends_it(nb_ranks, distribution):
+    for nb_simulations, nb_time_steps in [(1, 1), (5, 3), (4, 7), (6, 6)]:
+        sent = [0] * nb_ranks
+        for simulation in range(nb_simulations):
+            for step in range(nb_time_steps):
+                sent[(simulation + (step if distribution == "round_robin" else 0)) % nb_ranks] += 1
+        counted = [
+            steps_of_rank(
+                rank,
+                nb_ranks=nb_ranks,
+                nb_simulations=nb_simulations,
+                nb_time_steps=nb_time_steps,
+                distribution=distribution,
+            )
+            for rank in range(nb_ranks)
+        ]
+        assert counted == sent
+
+
+def test_ranks_train_as_many_batches_as_the_one_that_has_the_fewest_or_all_of_them():
+    study = STUDY | {"nb_simulations": 3, "nb_time_steps": 10, "nb_ranks": 2, "batch_size": 5}
+    uneven = study | {"distribution": "simulation", "buffer_size": 50, "watermark": 0}
+    assert [expect(BufferType.FIFO, rank=rank, **uneven).samples for rank in (0, 1)] == [20, 10]
+    assert [expect(BufferType.FIFO, rank=rank, **uneven).batches for rank in (0, 1)] == [2, 2]
+    assert [expect(BufferType.FIFO, rank=rank, drain="all", **uneven).batches for rank in (0, 1)] == [4, 4]
+
+
+def test_every_rank_refuses_a_watermark_that_one_of_them_cannot_reach():
+    study = STUDY | {"nb_simulations": 3, "nb_time_steps": 10, "nb_ranks": 2}
+    for rank in (0, 1):
+        with pytest.raises(UnsupportedConfiguration, match="10 samples come to server rank 1 of 2"):
+            expect(
+                BufferType.FIRO, rank=rank, distribution="simulation", buffer_size=50, watermark=15, **study
+            )
 
 
 def test_what_cannot_be_reached_is_refused_with_both_numbers():

@@ -46,6 +46,8 @@ Port = Annotated[Whole, Field(ge=0, le=65535)]
 Scheduler = Literal["local", "openmpi", "slurm", "slurm-openmpi", "slurm-global", "slurm-semiglobal", "oar"]
 BufferKind = Literal["FIFO", "FIRO", "Reservoir", "BatchReservoir", "SimPairedReservoir", "SimpleQueue"]
 DataType = Literal["float32", "float64", "as_sent"]
+Distribution = Literal["round_robin", "simulation"]
+Drain = Literal["first", "all"]
 
 
 class Section(BaseModel):
@@ -103,6 +105,16 @@ class DlConfig(Section):
     )
     checkpoint_interval: Count | None = _key(
         "batches between two checkpoints", None, otherwise="as nb_batches_update"
+    )
+    distribution: Distribution = _key(
+        'how samples spread over server ranks: "round_robin" sends time step t of simulation s to rank '
+        '(t + s) mod ranks, "simulation" all steps of a simulation to rank s mod ranks',
+        "round_robin",
+    )
+    drain: Drain = _key(
+        'when training ends on several ranks: "first", on all as soon as one has no batch; "all", when '
+        "every sample is trained (torch only)",
+        "first",
     )
     setup_slurm_ddp: bool = _key("take the ranks of data-parallel training from Slurm's environment", False)
     tensorboard: bool = _key("write TensorBoard logs", True)

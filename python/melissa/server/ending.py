@@ -29,6 +29,8 @@ class StudyEnding:
     def __init__(self) -> None:
         self.is_looked_at = False
         """Whether the training thread has come to where it looks at this object."""
+        self.checkpoint_wanted = False
+        """Whether somebody asked for a checkpoint: the ranks agree on the batch after which it is written."""
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop_reason: str | None = None

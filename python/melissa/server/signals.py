@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends the study in order, the second at once."""
+"""SIGINT and SIGTERM: the first ends the study in order, the second at once; SIGUSR1: a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("melissa")
 
 
 class SignalWatch:
-    """Turns SIGINT and SIGTERM into a stop of the study; to be made in the main thread.
+    """Turns SIGINT and SIGTERM into a stop of the study, SIGUSR1 into a wish; to be made in the main thread.
 
     A thread reads the descriptor that the interpreter writes signals to, so that a signal counts even while
     the main thread is inside a long call of C. In code that never looks at the ending (imports, constructors)
@@ -25,6 +25,7 @@ class SignalWatch:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    CHECKPOINT_SIGNAL = signal.SIGUSR1
 
     def __init__(self) -> None:
         self._ending: StudyEnding | None = None
@@ -33,6 +34,7 @@ class SignalWatch:
         self._write.setblocking(False)
         for number in self.SIGNALS:
             signal.signal(number, self._handle)
+        signal.signal(self.CHECKPOINT_SIGNAL, lambda number, frame: None)
         signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="melissa-signals", daemon=True).start()
 
@@ -49,6 +51,8 @@ class SignalWatch:
     def _watch(self) -> None:
         while data := self._read.recv(64):
             for number in data:
+                if number == self.CHECKPOINT_SIGNAL:
+                    self._want_checkpoint()
                 if number not in self.SIGNALS:
                     continue
                 if self._pending is not None:
@@ -56,6 +60,13 @@ class SignalWatch:
                     os._exit(128 + number)
                 self._pending = number
                 self._stop(number)
+
+    def _want_checkpoint(self) -> None:
+        if self._ending is None:
+            logger.info("SIGUSR1 came before the study has begun: there is nothing to write a checkpoint of")
+            return
+        logger.info("SIGUSR1 came: a checkpoint is written after the next batch")
+        self._ending.checkpoint_wanted = True
 
     def _stop(self, number: int) -> None:
         logger.info(

@@ -18,6 +18,7 @@ from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_source
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
+from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_overridden, train_takes_model
 from melissa.server.deep_learning.lanes import SampleChecks
@@ -139,6 +140,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._wait = PolledWait(self._ending, self._describe_study)
         self._checks: SampleChecks | None = None
         self._has_batch = True
+        self._flags = BatchFlags(self.comm, self._ending)
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
 
@@ -267,6 +269,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self._parameter_sampler is None and not is_overridden(type(self), "draw_parameters"):
             raise TrainingError(self._no_sampler())
         self._expectations()
+        self._check_drain()
         if self.dl_config["convert_log_to_df"]:
             check_conversion()
         if self.setup_slurm_ddp:
@@ -299,6 +302,16 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 f"study_options.group_size is {group_size}: deep learning needs groups of 1 simulation"
             )
 
+    _can_drain_all = False
+    """Whether this server's loop trains to the last sample of every rank (``dl_config.drain``: "all")."""
+
+    def _check_drain(self) -> None:
+        if self.dl_config["drain"] == "all" and not self._can_drain_all:
+            raise UnsupportedConfiguration(
+                f'dl_config.drain is "all", which {type(self).__name__} cannot do: it needs uneven inputs to '
+                'be joined, as torch can; set it to "first", or derive the class from TorchServer'
+            )
+
     def _server_online(self) -> None:
         """Initiates data collection, and directs the custom methods for acting on collected data."""
         self._ending.is_looked_at = True
@@ -310,6 +323,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self.__check_water_mark():
             self._progress.training_begins()
             self._run_train()
+            self._flags.leave()
             self._progress.training_ends()
             self._on_train_end()
 
@@ -412,6 +426,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             watermark=(self.per_server_watermark or 0) if self.__buffer is None else self.__buffer.watermark,
             pseudo_epochs=self.pseudo_epochs if self.__buffer is None else self.__buffer.pseudo_epochs,
             drop_last=self._drop_last,
+            rank=self.rank,
+            distribution=self.dl_config["distribution"],
+            drain=self.dl_config["drain"],
         )
 
     @property
@@ -570,7 +587,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
         Says whether at least one rank could not fetch its batch; then training stops on all ranks.
         """
-        return self.comm.any(not self._has_batch)
+        has_ended = self.comm_size > 1 and getattr(self.__dataset, "has_ended", False)
+        return not self._flags.agree(self._has_batch and not has_ended)
 
     # Checkpoints.
 
@@ -585,6 +603,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """Checkpointing at specific interval. The interval defaults nb_batches_update."""
         if self.checkpoint_interval > 0 and batch_idx % self.checkpoint_interval == 0:
             self.checkpoint(batch_idx, path)
+
+    def _checkpoint_on_request(self, batch_idx: int) -> None:
+        """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch."""
+        self._ending.checkpoint_wanted = False
+        logger.info(f"a checkpoint is written after batch {batch_idx}, as was asked for")
+        self.checkpoint(batch_idx)
 
     @abstractmethod
     def _load_model_from_checkpoint(self) -> None:

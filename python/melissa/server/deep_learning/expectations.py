@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from melissa.exceptions import UnsupportedConfiguration
 from melissa.server.deep_learning.reservoir import BufferType
+from melissa.server.distribution import steps_of_rank
 
 __all__ = ["Expectations", "expect"]
 
@@ -14,7 +15,7 @@ __all__ = ["Expectations", "expect"]
 class Expectations:
     """What is known before data come; None is not known.
 
-    `samples` per rank, `batches` of a rank's training, and the population at which its training starts.
+    `samples` that come to this rank, `batches` of its training, and the population at which that starts.
     """
 
     samples: int | None
@@ -33,11 +34,16 @@ def expect(
     watermark: int,
     pseudo_epochs: int = 1,
     drop_last: bool = False,
+    rank: int = 0,
+    distribution: str = "round_robin",
+    drain: str = "first",
 ) -> Expectations:
     """Compute a rank's expectations; `nb_time_steps` is 0 while it is not known.
 
     The number of batches is fixed for FIFO and FIRO only: how often a reservoir delivers a sample depends on
-    speeds. `UnsupportedConfiguration` when the watermark, or several passes over all samples, cannot be.
+    speeds. Ranks train together: on all of them as many batches as on the one that has the fewest, or the
+    most where they `drain` "all". `UnsupportedConfiguration` when the watermark of some rank, or several
+    passes over all samples, cannot be: every rank comes to the same verdict.
     """
     gathers_all = buffer_t is BufferType.FIRO and pseudo_epochs > 1
     if nb_time_steps == 0:
@@ -47,26 +53,40 @@ def expect(
                 "pass, so their number must be known; set study_options.nb_time_steps"
             )
         return Expectations(None, None, watermark)
-    # Time step t of simulation s goes to rank (t + s) mod P: ranks differ by a few samples at most.
-    samples = nb_simulations * nb_time_steps // nb_ranks
-    come = (
-        f"{samples} samples come to a server rank ({nb_simulations} simulations x {nb_time_steps} time "
-        f"steps / {nb_ranks})"
-    )
+    samples = [
+        steps_of_rank(
+            each,
+            nb_ranks=nb_ranks,
+            nb_simulations=nb_simulations,
+            nb_time_steps=nb_time_steps,
+            distribution=distribution,
+        )
+        for each in range(nb_ranks)
+    ]
     if gathers_all:
-        watermark = samples
-        if samples > buffer_size:
+        if max(samples) > buffer_size:
             raise UnsupportedConfiguration(
-                f"dl_config.buffer_size is {buffer_size}, but {come}: with pseudo_epochs = {pseudo_epochs} "
-                "the buffer must hold them all"
+                f"dl_config.buffer_size is {buffer_size}, but "
+                f"{_come(samples, max(samples), nb_simulations, nb_time_steps)}: with pseudo_epochs = "
+                f"{pseudo_epochs} the buffer must hold them all"
             )
-    elif buffer_t is not BufferType.FIFO and watermark > samples:
+        watermark = samples[rank]
+    elif buffer_t is not BufferType.FIFO and watermark > min(samples):
         raise UnsupportedConfiguration(
-            f"dl_config.per_server_watermark is {watermark}, but only {come}: training could never start; "
-            f"set it to {samples} or less"
+            f"dl_config.per_server_watermark is {watermark}, but only "
+            f"{_come(samples, min(samples), nb_simulations, nb_time_steps)}: training could never start; "
+            f"set it to {min(samples)} or less"
         )
     if buffer_t not in (BufferType.FIFO, BufferType.FIRO):
-        return Expectations(samples, None, watermark)
-    deliveries = samples * pseudo_epochs
+        return Expectations(samples[rank], None, watermark)
+    deliveries = (max if drain == "all" else min)(samples) * pseudo_epochs
     batches = deliveries // batch_size if drop_last else -(-deliveries // batch_size)
-    return Expectations(samples, batches, watermark)
+    return Expectations(samples[rank], batches, watermark)
+
+
+def _come(samples: list[int], some: int, nb_simulations: int, nb_time_steps: int) -> str:
+    """Say how many samples come to the rank that gets `some`."""
+    rank, study = samples.index(some), f"{nb_simulations} simulations x {nb_time_steps} time steps"
+    if len(samples) == 1:
+        return f"{some} samples come to the server ({study})"
+    return f"{some} samples come to server rank {rank} of {len(samples)} ({study} in all)"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from melissa.server.deep_learning.hooks import is_overridden
+
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
-    from melissa.server.deep_learning.lanes import BatchSource
+    from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
-__all__ = ["run_training", "run_validation"]
+__all__ = ["run_training", "run_validation", "train_batch"]
 
 
 def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
@@ -16,30 +18,51 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
 
     `batch_idx` counts from 1, or goes on where ``server.batch_offset`` says. What was learned since the last
     checkpoint is kept in a last one.
+
+    Several ranks agree before each batch that all have one, so that none waits in a collective call for a
+    rank that ran dry. They fetch one batch ahead for that: while batch b is trained, the answer for batch
+    b + 1 is on its way.
     """
     batch_idx = server.batch_offset
+    fetches_ahead = server.comm_size > 1
     try:
-        while True:
-            delivery = source.next()
-            server._has_batch = delivery is not None
-            if server.other_processes_finished(batch_idx) or delivery is None:
-                break
+        delivery = _fetch(server, source)
+        while not server.other_processes_finished(batch_idx) and delivery is not None:
+            if server._flags.checkpoint_wanted:
+                server._checkpoint_on_request(batch_idx)
+            ahead = _fetch(server, source) if fetches_ahead else None
             batch_idx += 1
-            server._on_batch_start(batch_idx)
-            server._training_step(delivery.batch, batch_idx)
-            server._accounting.trained(delivery.samples)
-            server._accounting.waited(source.wait_seconds)
+            train_batch(server, source, delivery, batch_idx)
             # Let go of the arrays before the next batch is asked for: their memory is used again.
             del delivery
             server._on_batch_end(batch_idx)
             server._monitor_batch(batch_idx)
             server._validation(batch_idx)
             server._checkpoint(batch_idx)
+            delivery = ahead if fetches_ahead else _fetch(server, source)
     finally:
         source.stop()
     interval = server.checkpoint_interval
     if batch_idx > server.batch_offset and interval > 0 and batch_idx % interval:
         server.checkpoint(batch_idx)
+
+
+def _fetch(server: DeepMelissaServer, source: BatchSource) -> Delivery | None:
+    """Return the next batch, None where there is none; tell the other ranks which."""
+    delivery = source.next()
+    server._has_batch = delivery is not None
+    # A class with a way of its own to agree does so when it is asked.
+    if not is_overridden(type(server), "_synchronize_data_availability"):
+        server._flags.post(server._has_batch)
+    return delivery
+
+
+def train_batch(server: DeepMelissaServer, source: BatchSource, delivery: Delivery, batch_idx: int) -> None:
+    """Train on one batch, and note that in the ledger."""
+    server._on_batch_start(batch_idx)
+    server._training_step(delivery.batch, batch_idx)
+    server._accounting.trained(delivery.samples)
+    server._accounting.waited(source.wait_seconds)
 
 
 def run_validation(server: DeepMelissaServer, batch_idx: int) -> None:

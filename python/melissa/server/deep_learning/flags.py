@@ -1,0 +1,70 @@
+"""What the server's ranks agree on for each batch: whether all have one, and what somebody has asked for."""
+
+from __future__ import annotations
+
+import enum
+
+from melissa.server.communicator import Communicator, FlagsRequest
+from melissa.server.ending import StudyEnding
+
+__all__ = ["BatchFlags", "TrainingFlag"]
+
+
+class TrainingFlag(enum.IntFlag):
+    """A rank's bits of a batch; what all ranks get is the bitwise or."""
+
+    NO_BATCH = 1
+    """Some rank has none: training ends on all."""
+    CHECKPOINT = 2
+    """Somebody wants a checkpoint after the batch before this one."""
+
+
+class BatchFlags:
+    """One agreement of all ranks per batch.
+
+    A rank may `post` its share when it has fetched a batch, and complete it by `agree` after the training
+    step of the batch before: then what the ranks say to each other passes during that step. It may just as
+    well `agree` alone. Every rank agrees as often as the others do, until a batch is missing somewhere;
+    afterwards nobody asks any more.
+    """
+
+    def __init__(self, comm: Communicator, ending: StudyEnding) -> None:
+        self._comm = comm
+        self._ending = ending
+        self._posted: FlagsRequest | None = None
+        self._agreed = TrainingFlag(0)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the ranks have agreed that one of them has no batch."""
+        return TrainingFlag.NO_BATCH in self._agreed
+
+    @property
+    def checkpoint_wanted(self) -> bool:
+        """Whether some rank wanted a checkpoint, as of the last agreement."""
+        return TrainingFlag.CHECKPOINT in self._agreed
+
+    def post(self, has_batch: bool) -> None:
+        """Give this rank's share for the batch that it has fetched, or could not fetch."""
+        mine = TrainingFlag(0)
+        if not has_batch:
+            mine |= TrainingFlag.NO_BATCH
+        if self._ending.checkpoint_wanted:
+            mine |= TrainingFlag.CHECKPOINT
+        self._posted = self._comm.flags(mine)
+
+    def agree(self, has_batch: bool) -> bool:
+        """Complete what was posted, or give `has_batch` as this rank's share; say whether all have one."""
+        if self.has_ended:
+            return False
+        if self._posted is None:
+            self.post(has_batch)
+            assert self._posted is not None
+        self._agreed = TrainingFlag(self._posted.result())
+        self._posted = None
+        return not self.has_ended
+
+    def leave(self) -> None:
+        """Training has ended on this rank: others that still ask are told so."""
+        if not self.has_ended:
+            self.agree(has_batch=False)
