@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "Buffer",
     "Client",
+    "Heartbeat",
     "Prefetcher",
     "Receiver",
     "Sample",
@@ -131,6 +132,12 @@ class Buffer:
         """The population; samples beyond the lent slots are copies."""
     def seen_counts(self) -> dict[int, int]:
         """Times delivered -> number of samples in the population."""
+    def statistics(self) -> dict[str, Any]:
+        """What the population is like; no sample is delivered, and publishing and drawing go on.
+
+        samples (that were looked at), unseen (not delivered yet), deliveries_mean, deliveries_max, age_mean,
+        age_max (samples published after one), input_mean and input_std (lists: the parameters, then the time
+        step; empty for an empty population)."""
     def metrics(self) -> dict[str, Any]:
         """Figures: population, published, drawn, data_wait_s, view_copies, slab_bytes, slots,
         assembly_slots, lent_slots, stride, huge_pages."""
@@ -238,6 +245,25 @@ class Client:
         """Say that all was sent, and wait until the server has every step complete in memory."""
     def steps(self, field_name: str) -> int | None:
         """Time steps of a field that were sent or skipped; None for an unknown field."""
+
+@final
+class Heartbeat:
+    """Writes ``beat`` to a socket every ``period`` seconds, from a thread that needs no interpreter.
+
+    It goes on while Python code holds the interpreter's lock for minutes. ``descriptor`` is copied; nobody
+    else may write to that connection.
+
+    Raises:
+        OSError: ``descriptor`` is no socket.
+        ValueError: a period that is none.
+    """
+
+    def __new__(cls, descriptor: int, beat: bytes, period: float) -> Heartbeat: ...
+    @property
+    def is_beating(self) -> bool:
+        """False once it was stopped, or the peer is gone."""
+    def stop(self) -> None:
+        """End the thread; no beat comes after it."""
 
 def take_log() -> list[tuple[int, str]]:
     """The lines logged by Rust threads since the last call: (level of Python's logging, text)."""

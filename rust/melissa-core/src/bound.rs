@@ -89,6 +89,16 @@ impl Bound {
         }
     }
 
+    /// The entry at a place of what `entries` gives.
+    pub(crate) fn entry(&self, index: usize) -> Option<Entry> {
+        match &self.population {
+            Population::Removing(removing) => removing.entry(index),
+            Population::Positions(positions) => {
+                (index < positions.population()).then(|| positions.entry(index))
+            }
+        }
+    }
+
     pub(crate) fn population(&self) -> usize {
         match &self.population {
             Population::Removing(removing) => removing.population(),

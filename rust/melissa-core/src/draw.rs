@@ -299,7 +299,7 @@ impl Buffer {
     pub fn peek(&self, index: usize) -> Option<Sample> {
         let bound = self.bound.get()?;
         loop {
-            let entry = *self.current_entries(bound).get(index)?;
+            let entry = self.current_entry(bound, index)?;
             match bound.slab.pin(entry) {
                 Ok(()) => return Some(self.lend(&SlotGuard::new(bound, entry.slot))),
                 Err(freed) => {
@@ -308,6 +308,13 @@ impl Buffer {
                     }
                 }
             }
+        }
+    }
+
+    fn current_entry(&self, bound: &Arc<Bound>, index: usize) -> Option<Entry> {
+        match &*lock(&bound.drain) {
+            Some(drain) => drain.entries().get(index).copied(),
+            None => bound.entry(index),
         }
     }
 

@@ -9,6 +9,7 @@ mod bound;
 pub mod buffer;
 mod draw;
 pub mod error;
+pub mod heartbeat;
 pub mod ledger;
 mod memory;
 #[cfg(all(test, any(loom, shuttle)))]
@@ -24,6 +25,7 @@ pub mod session;
 mod slab;
 pub mod slot;
 pub mod snapshot;
+pub mod statistics;
 mod sync;
 #[cfg(tsan)]
 mod tsan;

@@ -78,6 +78,7 @@ impl Buffer {
                 if !planted(Bug::PublishedUnwritten) {
                     slot.set_identity(key, parameters);
                 }
+                slot.set_ordinal(self.published.load(Ordering::Relaxed));
                 slot.publish()
             })
         };

@@ -55,6 +55,11 @@ impl SlotWriter {
         unsafe { self.bound.slab.set_key(self.slot, key) };
     }
 
+    /// How many samples were published before this one.
+    pub(crate) fn set_ordinal(&mut self, ordinal: u64) {
+        self.bound.slab.word(self.slot).set_ordinal(ordinal);
+    }
+
     /// `Filling -> Published`.
     pub(crate) fn publish(&mut self) -> Entry {
         self.armed = false;

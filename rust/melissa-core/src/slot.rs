@@ -73,6 +73,8 @@ pub(crate) struct SlotWord {
     word: AtomicU64,
     /// Times the sample was drawn since it was published.
     deliveries: AtomicU32,
+    /// How many samples were published before it.
+    ordinal: AtomicU64,
     /// Link of the list of slots that became free.
     pub(crate) next_free: AtomicU32,
     /// Link of the list of slots seen for the first time.
@@ -86,6 +88,7 @@ impl SlotWord {
         Self {
             word: AtomicU64::new(0),
             deliveries: AtomicU32::new(0),
+            ordinal: AtomicU64::new(0),
             next_free: AtomicU32::new(0),
             next_seen: AtomicU32::new(0),
             position: AtomicU32::new(0),
@@ -181,6 +184,15 @@ impl SlotWord {
         if deliveries > 0 {
             self.word.fetch_or(SEEN, Ordering::Relaxed);
         }
+    }
+
+    /// To be called before the sample is published.
+    pub(crate) fn set_ordinal(&self, ordinal: u64) {
+        self.ordinal.store(ordinal, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.ordinal.load(Ordering::Relaxed)
     }
 
     pub(crate) fn deliveries(&self) -> u32 {

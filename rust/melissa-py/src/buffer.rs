@@ -322,6 +322,21 @@ impl PyBuffer {
         Ok(counts)
     }
 
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let buffer = self.core(py)?;
+        let statistics = py.detach(|| buffer.statistics());
+        let out = PyDict::new(py);
+        out.set_item("samples", statistics.samples)?;
+        out.set_item("unseen", statistics.unseen)?;
+        out.set_item("deliveries_mean", statistics.deliveries_mean)?;
+        out.set_item("deliveries_max", statistics.deliveries_max)?;
+        out.set_item("age_mean", statistics.age_mean)?;
+        out.set_item("age_max", statistics.age_max)?;
+        out.set_item("input_mean", statistics.input_mean)?;
+        out.set_item("input_std", statistics.input_std)?;
+        Ok(out)
+    }
+
     fn metrics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let metrics = self.buffer.metrics();
         let counts = self.buffer.slot_counts();

@@ -7,6 +7,7 @@ mod batch;
 mod buffer;
 mod client;
 mod errors;
+mod heartbeat;
 mod log_bridge;
 mod receiver;
 mod wait;
@@ -21,6 +22,8 @@ mod _melissa {
     use super::buffer::{PyBuffer, PySample};
     #[pymodule_export]
     use super::client::PyClient;
+    #[pymodule_export]
+    use super::heartbeat::PyHeartbeat;
     #[pymodule_export]
     use super::log_bridge::take_log;
     #[pymodule_export]

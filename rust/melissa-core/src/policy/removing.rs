@@ -90,6 +90,11 @@ impl Removing {
         look(&lock(&self.entries))
     }
 
+    /// The entry at a place of the population.
+    pub(crate) fn entry(&self, index: usize) -> Option<Entry> {
+        lock(&self.entries).get(index).copied()
+    }
+
     /// The population now, oldest first for a FIFO.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         lock(&self.entries).iter().copied().collect()
