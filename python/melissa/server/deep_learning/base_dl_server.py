@@ -134,6 +134,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.__buffer: BaseQueue | None = None
         self.__dataset: MelissaIterableDataset | None = None
         self._valid_dataloader: Iterable[Any] | None = None
+        self._has_warned_of_no_validation = False
         self._tb_logger: TensorboardLogger | None = None
         self._receiver: Receiver | None = None
         self._ensemble: Ensemble | None = None

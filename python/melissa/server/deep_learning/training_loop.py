@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from melissa.server.deep_learning.hooks import is_overridden
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
 __all__ = ["run_training", "run_validation", "train_batch"]
+
+logger = logging.getLogger("melissa")
 
 
 def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
@@ -66,10 +69,23 @@ def train_batch(server: DeepMelissaServer, source: BatchSource, delivery: Delive
 
 
 def run_validation(server: DeepMelissaServer, batch_idx: int) -> None:
-    """Validate on every batch of the server's `valid_dataloader`; without one, do nothing."""
-    if server.valid_dataloader is None:
+    """Validate on every batch of the server's `valid_dataloader`; without one, do nothing.
+
+    A dataloader without a batch is warned of once: a generator has none the second time.
+    """
+    dataloader = server.valid_dataloader
+    if dataloader is None:
         return
+    nb_batches = 0
     server._on_validation_start(batch_idx)
-    for valid_batch_idx, batch in enumerate(server.valid_dataloader):
+    for valid_batch_idx, batch in enumerate(dataloader):
         server._validation_step(batch, valid_batch_idx, batch_idx)
+        nb_batches = valid_batch_idx + 1
     server._on_validation_end(batch_idx)
+    if nb_batches == 0 and not server._has_warned_of_no_validation:
+        server._has_warned_of_no_validation = True
+        logger.warning(
+            f"the valid_dataloader, a {type(dataloader).__name__}, gave no batch after training batch "
+            f"{batch_idx}: nothing was validated. A generator can be iterated once only; a list, or an "
+            "object whose __iter__ makes a new iterator, serves every validation"
+        )
