@@ -8,7 +8,8 @@ these classes.
 
     MelissaError
     ├── FatalError
-    │   └── FaultToleranceError
+    │   ├── FaultToleranceError
+    │   └── RankLostError
     ├── ConfigurationFileError (ValueError)
     │   └── UnsupportedConfiguration
     ├── TrainingError
@@ -40,6 +41,7 @@ __all__ = [
     "MelissaError",
     "MemoryLimitError",
     "ProtocolError",
+    "RankLostError",
     "ReceptionError",
     "RefusedError",
     "SchemaError",
@@ -62,6 +64,10 @@ class FatalError(MelissaError):
 
 class FaultToleranceError(FatalError):
     """A fault that fault tolerance cannot, or was told not to, mend."""
+
+
+class RankLostError(FatalError):
+    """The process of a server rank has died; the launcher may start the server again."""
 
 
 class ConfigurationFileError(MelissaError, ValueError):

@@ -18,6 +18,7 @@ from melissa.launcher.message import (
     Ping,
     Progress,
     Register,
+    State,
     Stop,
     SubmitClient,
     decode,
@@ -121,6 +122,37 @@ def register_another_number_of_ranks():
     channel = open_channel()
     channel.send(Register(["127.0.0.1:4711", "127.0.0.1:4712"], os.getpid(), 2).to_dict())
     time.sleep(1000)
+
+
+def die(*lives):
+    """Die in each start as `lives` says, one word for each; finish in the start after them.
+
+    "<batches>" reports so many batches first; "early" dies before it registers, by a signal; "exit" by its
+    status; "silent" goes on without a word; "rank" tells of a rank that is gone.
+    """
+    restart = int(os.environ["MELISSA_RESTART"])
+    assert restart == int(os.environ["MELISSA_STUDY_EPOCH"]) - 1
+    if restart >= len(lives):
+        finish("1")
+        return
+    life = lives[restart]
+    print(f"last words of start {restart}", file=sys.stderr, flush=True)
+    if life == "early":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if life == "exit":
+        sys.exit(7)
+    channel = open_channel()
+    register(channel)
+    submit(channel, restart)
+    while decode(channel.recv()) != JobUpdate(f"{restart}.1", State.RUNNING):
+        pass
+    if life == "silent":
+        time.sleep(1000)
+    if life == "rank":
+        channel.send(Failure("RankLostError", "rank 1 is gone", is_death=True).to_dict())
+        time.sleep(1000)
+    channel.send(Progress({"batches": int(life)}).to_dict())
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def finish_with_a_crash_after_that():

@@ -24,6 +24,7 @@ OWN = [
     "tensorboard/gpu_0/events.out.tfevents.1700000000.host.1.0",
     "tensorboard/gpu_0/data.pkl",
     ".melissa/server.sh",
+    "checkpoints/melissa/00000010/rank0/buffer.safetensors",
 ]
 USERS = [
     "notes.txt",
@@ -96,8 +97,8 @@ def test_a_live_study_keeps_others_out_whatever_they_want(folder, config):
         for detail in (str(folder.path), f"process {os.getpid()}", os.uname().nodename, "since 20"):
             assert detail in str(caught.value)
     folder.close()
-    with pytest.raises(FatalError, match="unfinished"):
-        other.open(config, overwrite=False)
+    other.open(config, overwrite=False)
+    other.close()
 
 
 HOLD = """
@@ -134,16 +135,49 @@ def test_a_finished_study_is_refused_with_what_to_do(folder, config):
         assert detail in str(caught.value)
 
 
-def test_a_failed_study_is_refused_with_its_reason(folder, config):
+def test_a_failed_study_goes_on_in_its_next_epoch_and_keeps_its_files(folder, config):
     run_a_study(folder, config, "failed", "the server died")
-    with pytest.raises(FatalError, match=r"unfinished study.*the server died.*cannot resume.*--overwrite"):
+    assert folder.resumed is None
+    fill(folder, OWN)
+    folder.open(config, overwrite=False)
+    assert folder.epoch == 2
+    assert "start 2 of the study" in folder.resumed
+    assert "failed (the server died)" in folder.resumed
+    assert all((folder.path / name).exists() for name in OWN)
+    assert json.loads((folder.own / "study.json").read_text())["state"] == "running"
+
+
+def test_a_study_without_an_end_goes_on(folder, config):
+    folder.open(config, overwrite=False)
+    folder.close()
+    again = StudyFolder(folder.path)
+    again.open(config, overwrite=False)
+    assert again.epoch == 2
+    assert "did not end properly" in again.resumed
+    again.close()
+
+
+def test_each_start_of_the_server_is_an_epoch_that_is_written_down(folder, config):
+    folder.open(config, overwrite=False)
+    assert folder.begin_epoch() == 2
+    assert json.loads((folder.own / "study.json").read_text())["epoch"] == 2
+
+
+def test_an_unfinished_study_goes_on_with_its_own_configuration_alone(folder, config):
+    run_a_study(folder, config, "failed", "the server died")
+    config.write_text('{"first": 1, "launcher_config": {"job_limit": 7}}')
+    run_a_study(folder, config, "failed", "the server died")
+    config.write_text('{"first": 2}')
+    with pytest.raises(FatalError, match=r"unfinished study.*differs from .* in first: .*--overwrite"):
         folder.open(config, overwrite=False)
+    folder.open(config, overwrite=True)
+    assert folder.epoch == 1
 
 
-def test_a_damaged_state_file_is_an_unfinished_study(folder, config):
+def test_a_study_whose_state_is_damaged_is_refused(folder, config):
     run_a_study(folder, config)
     (folder.own / "study.json").write_text('{"sta')
-    with pytest.raises(FatalError, match="unfinished study"):
+    with pytest.raises(FatalError, match="cannot be resumed"):
         folder.open(config, overwrite=False)
     folder.open(config, overwrite=True)
 

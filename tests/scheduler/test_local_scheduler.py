@@ -160,6 +160,15 @@ def test_what_an_ended_job_leaves_running_is_ended(jobs, processes):
     assert other.is_alive
 
 
+def test_what_an_ended_job_left_is_told_until_it_is_gone(jobs, processes):
+    job = jobs.wait_for_end(jobs.submit("trap '' TERM; " + DEEP + "exit 0"))
+    assert jobs.scheduler.has_remains
+    assert processes.alive()
+    jobs.wait(lambda: not jobs.scheduler.has_remains)
+    assert processes.alive() == []
+    assert job.state is State.TERMINATED
+
+
 def test_close_ends_everything(jobs, processes):
     for _ in range(3):
         jobs.submit("trap '' TERM; " + DEEP + "sleep 100")

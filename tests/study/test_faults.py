@@ -227,7 +227,30 @@ def test_nothing_of_a_study_outlives_a_launcher_that_is_killed(study):
     study.wait_for_no_process()
 
 
-def test_a_server_that_is_killed_ends_the_study_with_a_clear_message(study):
+def test_a_server_that_is_killed_is_started_again_and_finishes_the_study(study):
+    study.solver(
+        """
+        if os.environ["MELISSA_STUDY_EPOCH"] == "1":
+            declare()
+            send(0)
+            mark(f"sent.{SIMULATION}")
+            time.sleep(1000)
+        solve(5)
+        """
+    )
+    launcher = study.start()
+    study.wait_for_mark("sent.0")
+    study.wait_for_mark("sent.1")
+    os.kill(study.process("melissa.server"), signal.SIGKILL)
+    result = study.wait(launcher)
+    assert result.returncode == 0, study.logs()
+    assert "the server was killed by signal 9" in result.stderr
+    assert "the server is started again: restart 1" in result.stderr
+    study.expect_ledger(4 * 5)
+
+
+def test_without_fault_tolerance_a_server_that_is_killed_ends_the_study_with_a_clear_message(study):
+    study.configure({"launcher_config.fault_tolerance": False})
     study.solver(ENDLESS)
     launcher = study.start()
     study.wait_for_mark("sent.0")

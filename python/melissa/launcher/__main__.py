@@ -31,6 +31,7 @@ A first study, from nothing to a trained surrogate in a few minutes:
     melissa-launcher --config_name config_heat.json
 
 Keys of the configuration: melissa-launcher --print-options
+A study that has not finished goes on when it is started again with the same output folder.
 Exit status: 0 the study has finished; 1 it failed; 2 the configuration or the command line is wrong.
 """
 
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the results of a finished study in the same output folder; other files there stay",
+        help="begin anew in the output folder of an earlier study; its own files are removed, others stay",
     )
     study.add_argument(
         "--dry-run",

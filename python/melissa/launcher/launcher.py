@@ -22,6 +22,7 @@ from melissa.exceptions import ProtocolError
 from melissa.launcher import message
 from melissa.launcher.client_jobs import ClientJobs
 from melissa.launcher.console import StudyConsole
+from melissa.launcher.restarts import Restarts
 from melissa.launcher.server_job import server_request
 from melissa.launcher.signals import SignalWatch
 from melissa.launcher.study_folder import StudyFolder
@@ -60,6 +61,7 @@ class Phase(enum.Enum):
 
     STARTING = "starting the server"
     RUNNING = "running"
+    RESTARTING = "the server has died, what it left is ended"
     FINISHING = "finished, the server is ending"
     STOPPING = "stopping"
     """The server was asked to stop, or has said that it failed: it may end by itself."""
@@ -129,10 +131,10 @@ class Launcher:
         self._phase_deadline: tuple[float, Callable[[], None]] | None = None
         self._ending: Ending | None = None
         self._report: dict[str, Any] | None = None
+        self._restarts = Restarts(bool(config_dict["launcher_config"]["fault_tolerance"]))
         self._channel: Channel | None = None
         self._server_heard = 0.0
         self._server_pinged = 0.0
-        self._next_reminder = FIRST_REMINDER
         self._signals_seen = 0
 
     def run(self) -> int:
@@ -150,6 +152,9 @@ class Launcher:
             )
             self._console.print(Text(f"output folder: {self._folder.path}"), soft_wrap=True)
             logger.info(f"study {self._config_path}, output folder {self._folder.path}")
+            if self._folder.resumed is not None:
+                self._console.print(Text(self._folder.resumed), soft_wrap=True)
+                logger.info(self._folder.resumed)
             return self._run()
         finally:
             self._folder.close()
@@ -192,6 +197,10 @@ class Launcher:
         ):
             try:
                 self._scheduler.start(keep_open=[self._folder.lock])
+                for source in (self._signals, self._listener):
+                    self._selector.register(source, selectors.EVENT_READ)
+                if (jobs := self._scheduler.fileno()) is not None:
+                    self._selector.register(jobs, selectors.EVENT_READ)
                 self._start_server()
                 while self._phase is not Phase.ENDED:
                     self._turn()
@@ -230,10 +239,7 @@ class Launcher:
         self._server = self._scheduler.submit(request)
         self._next_poll = time.monotonic()
         logger.info(f"server submitted, the launcher listens at {self._listener.address}")
-        for source in (self._signals, self._listener):
-            self._selector.register(source, selectors.EVENT_READ)
-        if (jobs := self._scheduler.fileno()) is not None:
-            self._selector.register(jobs, selectors.EVENT_READ)
+        self._server_submitted, self._next_reminder = time.monotonic(), FIRST_REMINDER
         self._enter(Phase.STARTING)
 
     def _enter(
@@ -264,7 +270,11 @@ class Launcher:
         if self._all_gone():
             self._enter(Phase.ENDED)
         else:
-            self._enter(Phase.ENDING, grace + END_TIMEOUT, lambda: self._enter(Phase.ENDED))
+            self._enter(Phase.ENDING, grace + self._end_timeout, lambda: self._enter(Phase.ENDED))
+
+    @property
+    def _end_timeout(self) -> float:
+        return max(END_TIMEOUT, self._scheduler.END_TIMEOUT)
 
     def _all_gone(self) -> bool:
         return not self._server.is_alive and not self._clients.alive
@@ -315,10 +325,12 @@ class Launcher:
                 f"nothing has come from the server for {now - self._server_heard:.0f} s, more than twice the "
                 f"server_timeout ({self._server_timeout:g} s)"
             )
-        if self._phase is Phase.STARTING and self._view.elapsed >= self._next_reminder:
+        waited = now - self._server_submitted
+        if self._phase is Phase.STARTING and waited >= self._next_reminder:
             self._next_reminder *= 2
-            waited = duration(self._view.elapsed)
-            logger.warning(f"still waiting for the server after {waited}: {self._server_standing()}")
+            logger.warning(
+                f"still waiting for the server after {duration(waited)}: {self._server_standing()}"
+            )
         if self._phase_deadline is not None and now >= self._phase_deadline[0]:
             on_timeout = self._phase_deadline[1]
             self._phase_deadline = None
@@ -332,7 +344,7 @@ class Launcher:
             self._conclude(status, f"interrupted by {name}")
             self._end_jobs(grace=0.0)
             return
-        if self._phase in (Phase.STARTING, Phase.RUNNING) and self._ending is None:
+        if self._phase in (Phase.STARTING, Phase.RUNNING, Phase.RESTARTING) and self._ending is None:
             self._conclude(status, f"interrupted by {name}")
             if self._channel is not None:
                 self._tell_server(message.Stop(f"the launcher got {name}"))
@@ -355,8 +367,11 @@ class Launcher:
                 update = self._clients.update(job)
                 if self._phase is not Phase.ENDING:
                     self._tell_server(update)
-        if self._phase is Phase.ENDING and self._all_gone():
-            self._enter(Phase.ENDED)
+        if self._all_gone():
+            if self._phase is Phase.ENDING:
+                self._enter(Phase.ENDED)
+            elif self._phase is Phase.RESTARTING and not self._scheduler.has_remains:
+                self._restart_server()
 
     def _on_server_job(self, job: Job) -> None:
         if job.is_alive:
@@ -383,6 +398,10 @@ class Launcher:
     def _accept(self) -> None:
         channel = self._listener.accept(0)
         if channel is None:
+            return
+        if self._phase is Phase.RESTARTING:
+            logger.info(f"a server that is being ended came from {channel.peer}")
+            channel.close()
             return
         if channel.role != "server" or self._channel is not None:
             logger.warning(f"{channel.peer} came as {channel.role!r:.40}: one server alone is expected")
@@ -434,6 +453,7 @@ class Launcher:
             case message.Ping():
                 pass
             case message.Progress(values):
+                self._restarts.progress(values)
                 self._view.report(values)
             case message.Register(addresses, pid, nb_ranks):
                 self._register(addresses, pid, nb_ranks)
@@ -445,6 +465,8 @@ class Launcher:
             case message.CancelClient():
                 if (update := self._clients.cancel(received)) is not None:
                     self._tell_server(update)
+            case message.Failure(_, text, _, is_death=True):
+                self._server_died(text)
             case message.Failure(kind, text, traceback):
                 self._conclude(1, f"the server failed with {kind}: {text}", traceback)
                 self._let_server_end()
@@ -460,6 +482,7 @@ class Launcher:
                 f"but was started with {self._nb_server_ranks} ranks"
             )
         logger.info(f"the server has registered: process {pid}, ranks: {nb_ranks}, at {', '.join(addresses)}")
+        self._restarts.registered()
         self._clients.tell_servers(addresses)
         if self._phase is Phase.STARTING:
             self._enter(Phase.RUNNING)
@@ -501,8 +524,40 @@ class Launcher:
         self._end_jobs()
 
     def _server_died(self, reason: str) -> None:
-        """End the study, for its server is dead or as good as that."""
-        self._conclude(1, reason, self._server_stderr(), blames_server=True)
+        """Start the server again, which is dead or as good as that, or end the study.
+
+        Never are there two servers: first everything of this start ends.
+        """
+        refusal = self._restarts.refusal(self._server)
+        if self._ending is not None or refusal is not None:
+            why_not = f"; it is not started again: {refusal}" if refusal and self._folder.epoch > 1 else ""
+            self._conclude(1, f"{reason}{why_not}", self._server_stderr(), blames_server=True)
+            self._end_jobs()
+            return
+        said = self._server_stderr()
+        logger.warning(f"{reason}; all jobs are ended, then the server is started again\n{said}".rstrip())
+        if self._channel is not None:
+            self._lose_channel("the server is started again")
+        self._clients.cancel_all(END_GRACE)
+        if self._server.is_alive:
+            self._scheduler.cancel([self._server], END_GRACE)
+        self._enter(Phase.RESTARTING, END_GRACE + self._end_timeout, lambda: self._cannot_restart(reason))
+
+    def _restart_server(self) -> None:
+        """Start the server of the study's next epoch: nothing of the earlier one is left."""
+        self._listener.epoch = self._folder.begin_epoch()
+        logger.warning(f"the server is started again: restart {self._folder.epoch - 1}")
+        self._start_server()
+
+    def _cannot_restart(self, reason: str) -> None:
+        left = [job.name for job in (self._server, *self._clients.alive) if job.is_alive]
+        jobs = f": {', '.join(left)}" if left else ""
+        self._conclude(
+            1,
+            f"{reason}; it cannot be started again, for not all that it left has ended within "
+            f"{END_GRACE + self._end_timeout:g} s{jobs}",
+            blames_server=True,
+        )
         self._end_jobs()
 
     def _server_stderr(self) -> str:

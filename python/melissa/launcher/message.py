@@ -110,11 +110,15 @@ class Progress(Message):
 
 @dataclass(frozen=True)
 class Failure(Message):
-    """The server cannot go on; `kind` is the exception's class, `traceback` the user's, ready to be shown."""
+    """The server cannot go on; `kind` is the exception's class, `traceback` the user's, ready to be shown.
+
+    `is_death` says that a process of the server has died: nothing that its code does wrong each time.
+    """
 
     kind: str
     message: str
     traceback: str = ""
+    is_death: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def _is_mapping_of_strings(value: object) -> bool:
 # Form of a field on the channel, by its annotation, and how an error calls it.
 _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "a string"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
     "int": (_is_integer, "an integer"),
     "int | None": (lambda value: value is None or _is_integer(value), "an integer or null"),
     "list[str]": (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from melissa.exceptions import FatalError
+from melissa.launcher.json_file import read_json
 from melissa.utility.study_key import create_study_key
 
 __all__ = ["StudyFolder"]
@@ -30,11 +31,12 @@ _OWN_FILES = (
     ("tensorboard/gpu_*", r"events\.out\.tfevents\..*|data\.pkl"),
     (".melissa", r"study\.json|key|server\.sh"),
 )
+_OWN_TREES = ("checkpoints/melissa",)
 _OWN_FOLDERS = ("stdout", "client_scripts", "tensorboard/gpu_*", "tensorboard")
 
 
 class StudyFolder:
-    """The output folder of one study, locked while the study lives.
+    """The output folder of one study, locked while the study lives; one that has not finished goes on there.
 
     Its own subfolder ``.melissa`` holds the lock, the study's key while it runs, and ``study.json``:
     whether the study is running, finished or failed, since when, and why.
@@ -51,13 +53,18 @@ class StudyFolder:
         self._state_file = self.own / "study.json"
         self._lock: int | None = None
         self._state: dict[str, Any] = {}
+        self.resumed: str | None = None
+        """Which study goes on here, in words; None for a new one."""
 
     def open(self, config_path: Path, *, overwrite: bool) -> None:
         """Make the folder, lock it, and put a copy of the configuration into it.
 
-        `FatalError` when another study lives in the folder, when it holds the results of one and
-        `overwrite` is not given, or when it cannot be written. Of an earlier study only its own files are
-        replaced.
+        A study that has not finished goes on, in its next epoch, unless `overwrite` is given: then, as for a
+        finished one, its own files are replaced and no others.
+
+        `FatalError` when another study lives in the folder, when it holds the results of a finished one and
+        `overwrite` is not given, when an unfinished one had another configuration, or when the folder cannot
+        be written.
         """
         try:
             self.own.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,23 +82,47 @@ class StudyFolder:
     def _begin(self, config_path: Path, overwrite: bool) -> None:
         earlier = self._read_state()
         if earlier is not None and not overwrite:
-            raise FatalError(self._refusal(earlier))
+            self._resume(earlier, config_path)
+            return
         if earlier is not None:
             self._remove_own_files()
             self._remove_copy(earlier.get("configuration_copy"), config_path)
+        copy = self._copy_configuration(config_path)
+        self._start({"epoch": 1, "started": _now(), "configuration_copy": copy})
+
+    def _resume(self, earlier: dict[str, Any], config_path: Path) -> None:
+        """Go on with the study that the folder holds."""
+        epoch = earlier.get("epoch")
+        if earlier.get("state") == "finished" or not isinstance(epoch, int):
+            raise FatalError(self._refusal(earlier))
+        copy = earlier.get("configuration_copy")
+        if isinstance(copy, str) and Path(copy).name == copy:
+            self._check_same_study(self.path / copy, config_path)
+        self.resumed = (
+            f"start {epoch + 1} of the study that was started {earlier.get('started')}: it {_how(earlier)}, "
+            "and goes on from its newest checkpoint (--overwrite would begin anew)"
+        )
+        self._start({**earlier, "epoch": epoch + 1})
+
+    def _start(self, state: dict[str, Any]) -> None:
+        """Write down that a study runs here."""
         self.stdout.mkdir(exist_ok=True)
         self.client_scripts.mkdir(exist_ok=True)
-        self._state = {
-            "state": "running",
-            "epoch": 1,
-            "started": _now(),
-            "ended": None,
-            "reason": "",
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "configuration_copy": self._copy_configuration(config_path),
-        }
+        here = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._state = {**state, "state": "running", "ended": None, "reason": "", **here}
         self._write_state()
+
+    def _check_same_study(self, copy: Path, config_path: Path) -> None:
+        """Raise `FatalError` if the configuration differs from the copy in more than how jobs are started."""
+        if not copy.is_file() or copy.read_bytes() == config_path.read_bytes():
+            return
+        before, now = (_without_jobs(read_json(path)[0]) for path in (copy, config_path))
+        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+            raise FatalError(
+                f"the output folder {self.path} holds an unfinished study, whose configuration ({copy}) "
+                f"differs from {config_path} in {', '.join(changed)}: it cannot go on with that. Start it "
+                "with its own one, choose another output_dir, or begin anew with --overwrite."
+            )
 
     def create_key(self) -> bytes:
         """Make the study's key; it is in the file `key` until `conclude`."""
@@ -107,6 +138,12 @@ class StudyFolder:
     def epoch(self) -> int:
         """How many times the study's server was started."""
         return int(self._state["epoch"])
+
+    def begin_epoch(self) -> int:
+        """Write down that the server is started once more; return the new epoch."""
+        self._state["epoch"] = self.epoch + 1
+        self._write_state()
+        return self.epoch
 
     def conclude(self, state: str, reason: str = "") -> None:
         """Write down how the study ended ("finished" or "failed"), and remove its key.
@@ -182,12 +219,9 @@ class StudyFolder:
                 f"the output folder {self.path} holds the results of a study that ran from {started} to "
                 f"{ended} and finished. {advice}"
             )
-        has_failed = earlier.get("state") == "failed"
-        how = f"failed ({earlier.get('reason')})" if has_failed else "did not end properly"
-        when = f"from {started} to {ended}" if ended else f"since {started}"
         return (
-            f"the output folder {self.path} holds an unfinished study: it ran {when} and {how}. "
-            f"This version cannot resume a study. {advice}"
+            f"the output folder {self.path} holds an unfinished study, which cannot be resumed: its "
+            f"{self._state_file} is damaged. {advice}"
         )
 
     def _own_files(self) -> Iterator[Path]:
@@ -199,6 +233,8 @@ class StudyFolder:
     def _remove_own_files(self) -> None:
         for path in list(self._own_files()):
             path.unlink(missing_ok=True)
+        for tree in _OWN_TREES:
+            shutil.rmtree(self.path / tree, ignore_errors=True)
         for pattern in _OWN_FOLDERS:
             for folder in self.path.glob(pattern):
                 # A folder with a file of the user's in it stays.
@@ -229,6 +265,16 @@ class StudyFolder:
         temporary = self._state_file.with_suffix(".json.new")
         temporary.write_text(json.dumps(self._state, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._state_file)
+
+
+def _how(earlier: dict[str, Any]) -> str:
+    """Say how an unfinished study ended."""
+    return f"failed ({earlier.get('reason')})" if earlier.get("state") == "failed" else "did not end properly"
+
+
+def _without_jobs(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what makes a study this one and no other: how its jobs are started may change."""
+    return {key: value for key, value in config.items() if key not in ("launcher_config", "server_config")}
 
 
 def _now() -> str:

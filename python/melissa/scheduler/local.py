@@ -41,6 +41,7 @@ class LocalScheduler(Scheduler):
         self._socket: socket.socket | None = None
         self._received = b""
         self._jobs: dict[int, Job] = {}
+        self._remains: set[int] = set()  # jobs that have ended, and whose last process has not
         self._submitted = 0
 
     def start(self, keep_open: Sequence[int] = ()) -> None:
@@ -150,8 +151,16 @@ class LocalScheduler(Scheduler):
             )
             self._end_orphans(process.pid)
 
+    @property
+    def has_remains(self) -> bool:
+        """Whether a process of a job that has ended is still there."""
+        return bool(self._remains)
+
     def _take(self, event: dict[str, Any], changed: dict[int, Job]) -> None:
         number = event["job"]
+        if event["event"] == "gone":
+            self._remains.discard(number)
+            return
         job = self._jobs[number]
         if event["event"] == "started":
             job.state, job.pid = State.RUNNING, event["pid"]
@@ -160,6 +169,7 @@ class LocalScheduler(Scheduler):
         else:
             job.exit_code, job.error = event["status"], event["error"]
             job.state = State.TERMINATED if job.exit_code == 0 else State.FAILED
+            self._remains.add(number)
         changed[number] = job
         if not job.is_alive:
             del self._jobs[number]

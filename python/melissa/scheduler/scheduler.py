@@ -23,6 +23,8 @@ class Scheduler(ABC):
     wants_arguments: ClassVar[bool]
     """Whether raw arguments mean anything to it."""
     JOB_LIMIT: ClassVar[int] = 1000
+    END_TIMEOUT: ClassVar[float] = 5.0
+    """Seconds after the grace of `cancel` within which jobs end."""
 
     def __init__(self, options: Mapping[JobKind, JobOptions] | None = None) -> None:
         """Take what the configuration says of each kind of job; nothing runs before `start`."""
@@ -65,6 +67,11 @@ class Scheduler(ABC):
     @abstractmethod
     def cancel(self, jobs: Iterable[Job], grace: float) -> None:
         """Ask for the end of `jobs`: SIGTERM, SIGKILL `grace` seconds later; `poll` tells when they end."""
+
+    @property
+    def has_remains(self) -> bool:
+        """Whether processes of jobs that have ended may still be there; `poll` keeps it up to date."""
+        return False
 
     @abstractmethod
     def close(self, grace: float) -> None:

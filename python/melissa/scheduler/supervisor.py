@@ -11,6 +11,7 @@ of Melissa. Both sides speak JSON lines::
     {"event": "started", "job": 1, "pid": 4711}
     {"event": "failed", "job": 1, "error": "why it could not be started"}
     {"event": "exited", "job": 1, "status": -9, "error": "the last bytes of its stderr"}
+    {"event": "gone", "job": 1}                                  after that: no process of it is left
 
 Each job is the leader of a process group of its own. A job's processes are its group and all their
 descendants, those with another session or group, too: this process adopts orphans of its descendants (a
@@ -191,6 +192,7 @@ class Supervisor:
         self._running: dict[int, _Job] = {}  # by the process id of the leader
         self._groups: dict[int, int] = {}  # process group -> job, for those that run or are ending
         self._ending: dict[int, float] = {}  # job -> when SIGKILL follows SIGTERM
+        self._exited: set[int] = set()  # jobs whose end is told, of which something may be left
         self._told: set[int] = set()  # processes that were sent SIGTERM
         self._next_sweep = 0.0
         self._close_grace: float | None = None
@@ -336,6 +338,7 @@ class Supervisor:
             self._tell(
                 {"event": "exited", "job": job.number, "status": job.process.returncode, "error": job.tail()}
             )
+            self._exited.add(job.number)
             # What it left running goes, too.
             deadline = time.monotonic() + GRACE
             self._ending[job.number] = min(deadline, self._ending.get(job.number, deadline))
@@ -355,6 +358,9 @@ class Supervisor:
             if not pids:
                 del self._ending[number]
                 self._groups = {group: job for group, job in self._groups.items() if job != number}
+                if number in self._exited:
+                    self._exited.remove(number)
+                    self._tell({"event": "gone", "job": number})
             elif begin >= self._ending[number]:
                 _send_signal(pids, signal.SIGKILL)
             else:

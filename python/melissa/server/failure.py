@@ -6,7 +6,7 @@ import logging
 import traceback
 from pathlib import Path
 
-from melissa.exceptions import MelissaError
+from melissa.exceptions import MelissaError, RankLostError
 from melissa.launcher.message import Failure
 from melissa.server.link import LauncherLink
 from melissa.utility.channel import ChannelClosed
@@ -70,6 +70,6 @@ def report_failure(error: BaseException, link: LauncherLink | None) -> None:
         return
     link.failure_told = True
     try:
-        link.send(Failure(type(error).__name__, str(error), text))
+        link.send(Failure(type(error).__name__, str(error), text, isinstance(error, RankLostError)))
     except ChannelClosed as closed:
         logger.warning(f"the launcher could not be told of the failure: {closed}")

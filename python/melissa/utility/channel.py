@@ -285,7 +285,8 @@ class Listener:
     def __init__(self, host: str, key: bytes, epoch: int) -> None:
         """Listen from now on; the kernel chooses the port."""
         self._key = key
-        self._epoch = epoch
+        self.epoch = epoch
+        """The study's epoch: peers of another one are refused, also those whose handshake has begun."""
         self._socket = socket.create_server((bind_address(host), 0), backlog=128)
         self._socket.setblocking(False)
         self._selector = selectors.EpollSelector()
@@ -399,8 +400,7 @@ class Listener:
             raise ProtocolError("its Hello lacks role, epoch or nonce")
         if len(nonce) != 2 * NONCE_SIZE:
             raise ProtocolError(f"its nonce has {len(nonce)} digits, {2 * NONCE_SIZE} were expected")
-        if epoch != self._epoch:
-            raise _Refusal("epoch", f"it is of start {epoch!r:.20} of the study, this is start {self._epoch}")
+        self._check_epoch(epoch)
         pending.transcript = _Transcript(role, epoch, nonce, secrets.token_hex(NONCE_SIZE))
         pending.reply(
             {
@@ -412,11 +412,16 @@ class Listener:
             }
         )
 
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            raise _Refusal("epoch", f"it is of start {epoch!r:.20} of the study, this is start {self.epoch}")
+
     def _accept(self, pending: _Pending, answer: dict[str, Any]) -> Channel:
         transcript = pending.transcript
         assert transcript is not None
         if answer.get("kind") != "Proof":
             raise ProtocolError(f"its second frame is {answer.get('kind')!r:.100}, Proof was expected")
+        self._check_epoch(transcript.epoch)
         if not transcript.is_proved(self._key, "connecting", answer.get("proof")):
             raise _Refusal("key", "it does not have this study's key")
         pending.reply({"kind": "Accepted"})
