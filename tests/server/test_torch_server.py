@@ -49,15 +49,34 @@ def test_the_users_number_of_threads_counts(server, monkeypatch):
     assert torch.get_num_threads() == 3
 
 
-def test_slurm_gives_the_device_of_the_one_rank(server, monkeypatch):
-    with pytest.raises(UnsupportedConfiguration, match=r"no SLURM_PROCID, no SLURM_LOCALID"):
-        server._setup_environment_slurm()
-    for name, value in (("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_NTASKS", "1")):
-        monkeypatch.setenv(name, value)
+@pytest.fixture
+def slurm(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+
+    def set_task(**values):
+        monkeypatch.setenv("MASTER_ADDR", "")  # set by the server, and so undone in the end
+        monkeypatch.delenv("MASTER_ADDR")
+        for name, value in values.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+    return set_task
+
+
+def test_slurm_gives_the_rank(server, slurm):
+    slurm(PROCID="0", LOCALID="0", NTASKS="1", JOB_NODELIST="node[1-2]")
     server._setup_environment_slurm()
     assert server.device.type in ("cpu", "cuda")
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    with pytest.raises(UnsupportedConfiguration, match="4 ranks"):
+
+
+def test_outside_slurm_its_environment_is_missed(server, slurm):
+    with pytest.raises(UnsupportedConfiguration, match=r"setup_slurm_ddp .* no SLURM_PROCID, no SLURM_L"):
+        server._setup_environment_slurm()
+
+
+def test_slurm_and_mpi_must_count_the_same_ranks(server, slurm):
+    slurm(PROCID="2", LOCALID="0", NTASKS="4", JOB_NODELIST="node[1-2]")
+    with pytest.raises(UnsupportedConfiguration, match="task 2 of 4, but it is server rank 0 of 1"):
         server._setup_environment_slurm()
 
 

@@ -119,6 +119,7 @@ class DlConfig(Section):
     setup_slurm_ddp: bool = _key("take the ranks of data-parallel training from Slurm's environment", False)
     tensorboard: bool = _key("write TensorBoard logs", True)
     data_type: DataType = _key("what the buffer holds of floating-point fields", "float32")
+    check_loss: bool = _key("end the study when a loss is NaN or infinite", True)
     convert_log_to_df: bool = _key("write the TensorBoard scalars as a pickled DataFrame, too", False)
     get_buffer_statistics: bool = _key("mean and standard deviation of the inputs in the buffer", False)
     zmq_hwm: Natural | None = _key("accepted, without effect: back-pressure is exact", None)

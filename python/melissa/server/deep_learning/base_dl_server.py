@@ -6,6 +6,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
@@ -18,6 +19,7 @@ from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_source
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
+from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_overridden, train_takes_model
@@ -142,6 +144,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._checks: SampleChecks | None = None
         self._has_batch = True
         self._flags = BatchFlags(self.comm, self._ending)
+        self._loss_check = LossCheck(self.dl_config["check_loss"])
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
 
@@ -219,8 +222,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 disable=not self.dl_config["tensorboard"],
                 debug=self.verbose_level >= 3,
             )
-            self._tb_logger.on_scalar = self._progress.scalar
+            self._tb_logger.on_scalar = self._take_scalar
         return self._tb_logger
+
+    def _take_scalar(self, tag: str, value: float) -> None:
+        self._progress.scalar(tag, value)
+        self._loss_check.logged(tag, value)
 
     @property
     def current_sample_count(self) -> int:
@@ -614,6 +621,15 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
     @abstractmethod
     def _load_model_from_checkpoint(self) -> None:
         """Library specific model loading function. This is specific to torch or tensorflow server."""
+
+    def _checkpoint_model(self, folder: Path) -> None:
+        """Write what a checkpoint of the whole server needs of the model into `folder`, this rank's own.
+
+        Every rank calls it between two batches. Nothing here: only a framework's server knows how.
+        """
+
+    def _restore_model(self, folder: Path) -> None:
+        """Read what `_checkpoint_model` wrote; every rank calls it, after the model was made."""
 
     # What a study defines.
 

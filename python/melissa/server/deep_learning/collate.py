@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from melissa.server.deep_learning.frameworks import FrameworkType
 
-__all__ = ["as_tensors", "collate", "collate_arrays"]
+__all__ = ["as_tensors", "collate", "collate_arrays", "map_leaves"]
 
 
 def collate(samples: Sequence[Any], framework_t: FrameworkType) -> Any:
@@ -48,12 +48,15 @@ def as_tensors(batch: Any) -> Any:
     """
     import torch
 
-    if isinstance(batch, np.ndarray):
-        return torch.from_numpy(batch)
+    return map_leaves(batch, lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf)
+
+
+def map_leaves(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return `batch` with `change` of everything in it that is no tuple, list or dictionary."""
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(as_tensors, batch))
+        return type(batch)(*(map_leaves(value, change) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(map(as_tensors, batch))
+        return type(batch)(map_leaves(value, change) for value in batch)
     if isinstance(batch, dict):
-        return {key: as_tensors(value) for key, value in batch.items()}
-    return batch
+        return {key: map_leaves(value, change) for key, value in batch.items()}
+    return change(batch)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import TrainingError, UnsupportedConfiguration
+from melissa.server.deep_learning import torch_checkpoint, torch_group
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
-from melissa.server.deep_learning.collate import as_tensors
+from melissa.server.deep_learning.batch_source import make_batch_source
+from melissa.server.deep_learning.collate import as_tensors, map_leaves
 from melissa.server.deep_learning.frameworks import FrameworkType
+from melissa.server.deep_learning.hooks import is_overridden
+from melissa.server.deep_learning.torch_drain import run_joined_training
+from melissa.server.deep_learning.torch_model import (
+    check_joinable,
+    is_sharded,
+    prepare_model,
+    without_ddp,
+    wrap_model,
+)
+from melissa.server.deep_learning.torch_places import Place, find_place
+from melissa.utility.slurm import SlurmTask
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +40,6 @@ __all__ = ["TorchServer", "checkpoint"]
 
 logger = logging.getLogger("melissa")
 
-CHECKPOINT_NAME = "model.pt"
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint under its name at once: a reader sees the old one or the new one, whole."""
-    import torch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.new")
-    with unfinished.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-
 
 @rank_zero_only
 def checkpoint(
@@ -46,121 +48,237 @@ def checkpoint(
     """Write model and optimizer to ``<path>/model.pt``, as studies of 2023 do in their own loops.
 
     Every rank calls it, rank 0 writes. The keys are ``batch``, ``loss``, ``model_state_dict``,
-    ``optimizer_state_dict``; ``torch.load(..., weights_only=True)`` reads them.
+    ``optimizer_state_dict``; ``torch.load(..., weights_only=True)`` reads them, with or without a GPU.
+    `TrainingError` when the model has a weight that is NaN: an older file stays then.
     """
-    content = {
-        "batch": batch,
-        "loss": loss.detach().cpu() if hasattr(loss, "detach") else loss,
-        "model_state_dict": _unwrap(model).state_dict(),
-        "optimizer_state_dict": None if optimizer is None else optimizer.state_dict(),
-    }
-    _save(Path(path) / CHECKPOINT_NAME, content)
-
-
-def _unwrap(model: Any) -> Any:
-    """Return the model inside the wrappers of data-parallel training and of ``torch.compile``."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif hasattr(model, "module") and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            model = model.module
-        else:
-            return model
+    torch_checkpoint.save_model(Path(path) / torch_checkpoint.MODEL_NAME, model, optimizer, batch, loss)
 
 
 class TorchServer(DeepMelissaServer):
-    """Trains a PyTorch model on one rank.
+    """Trains a PyTorch model, data-parallel where there are several ranks.
 
     A study's class defines `prepare_training_attributes` and `training_step`. Without a hook of its own for
     data, its training step gets ``(inputs, fields)``: a float32 tensor (batch, nb_parameters + 1) of the
     parameters followed by the time step, and a tensor (batch, size) of the one field, or a dictionary field
-    name -> tensor of several. They are on the CPU; move them with ``.to(self.device)``.
+    name -> tensor of several. They are on the CPU, in pinned memory where training runs on a GPU:
+    `to_device` moves them.
+
+    On several ranks `model` is what `prepare_training_attributes` returned, moved to the device and wrapped
+    in a ``DistributedDataParallel``; `unwrapped_model` is the model inside. A model that the class has
+    wrapped itself stays as it is. Validation runs on rank 0 alone, and `model` is the model inside meanwhile.
 
     Attributes
     ----------
     device : torch.device
-        Where to train: the GPU, if there is one, else the CPU. It is there from construction on.
+        Where to train: this rank's GPU, if every rank has one of its own, else the CPU. It is there from
+        construction on.
     """
 
     _has_default_batch = True
+    _can_drain_all = True
 
     def __init__(self, config_dict: dict[str, Any]) -> None:
         DeepMelissaServer.__init__(self, config_dict)
         self._framework_t = FrameworkType.TORCH
         self._device: torch.device | None = None
+        self._place: Place | None = None
+        self._has_own_group = False
+        self._batch_idx = 0
+        self._is_training = False
+        self._states_at_start: dict[str, Any] | None = None
+        if self.comm_size > 1:
+            # All ranks are here; later on, one of them alone may ask for its device.
+            self._place = find_place(self.comm)
 
     @property
     def device(self) -> torch.device:
         """Where to train."""
         if self._device is None:
-            self._device = self._choose_device(0)
+            import torch
+
+            gpu = self._own_place().gpu
+            self._device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         return self._device
 
     @device.setter
     def device(self, device: torch.device) -> None:
         self._device = device
 
+    def _own_place(self) -> Place:
+        if self._place is None:
+            self._place = find_place(self.comm)
+        return self._place
+
     @property
     def unwrapped_model(self) -> Any:
         """The model inside the wrappers of data-parallel training and of ``torch.compile``."""
-        return _unwrap(self._model)
+        return torch_checkpoint.unwrap(self._model)
 
-    @staticmethod
-    def _choose_device(local_rank: int) -> torch.device:
-        import torch
+    def to_device(self, batch: Any) -> Any:
+        """Return `batch` with its tensors on the device, also in tuples, lists and dictionaries.
 
-        return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+        Tensors in pinned memory are copied while this thread goes on; torch waits where they are used.
+        """
+        return map_leaves(
+            batch,
+            lambda leaf: leaf.to(self.device, non_blocking=True) if hasattr(leaf, "to") else leaf,
+        )
+
+    # The ranks meet, train, and part.
 
     def setup_environment(self) -> None:
-        """Choose the device. `UnsupportedConfiguration` for several ranks, not in this version."""
-        self._refuse_ranks(self.comm_size)
+        """Choose the device; where there are several ranks, make their process group."""
+        self._set_up(None)
+
+    def _setup_environment_slurm(self) -> None:
+        """Sets up the unique Distributed Data Parallel (DDP) environment using SLURM.
+
+        Rank and size come from ``SLURM_PROCID`` and ``SLURM_NTASKS``, the master's address and port from the
+        list of nodes and the numbers of job and step. `UnsupportedConfiguration` outside a task of Slurm, and
+        where MPI counts ranks otherwise.
+        """
+        try:
+            task = SlurmTask.read()
+        except UnsupportedConfiguration as error:
+            raise UnsupportedConfiguration(
+                f"dl_config.setup_slurm_ddp is true, but {error}, or set it to false"
+            ) from error
+        if (task.rank, task.size) != (self.rank, self.comm_size):
+            raise UnsupportedConfiguration(
+                f"dl_config.setup_slurm_ddp is true, and Slurm says that this is task {task.rank} of "
+                f"{task.size}, but it is server rank {self.rank} of {self.comm_size}: start the server with "
+                "srun, with an --mpi that mpi4py's MPI knows; or set setup_slurm_ddp to false"
+            )
+        self._set_up((task.master_addr, task.master_port))
+
+    def _set_up(self, master: tuple[str, int] | None) -> None:
         # Views of samples are read-only, and torch warns of each such array: tensors share memory with them
         # on purpose.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        self._leave_cores_to_solvers()
+        self._leave_cores_to_others()
+        self._meet(master)
         logger.info(f"training runs on {self.device}")
 
-    def _leave_cores_to_solvers(self) -> None:
-        """Train on as many cores as the solvers leave, when both share the machine.
+    def _meet(self, master: tuple[str, int] | None = None) -> None:
+        """Make the process group, unless there is one rank or the study's class has made it."""
+        if self.comm_size == 1 or torch_group.group_exists():
+            return
+        backend = torch_group.open_group(self.comm, self._own_place(), self.device, master)
+        self._has_own_group = True
+        logger.info(f"{self.comm_size} server ranks train together through {backend}")
 
-        Threads of torch that wait for each other spin; where solvers use the same cores that makes a training
+    def _leave_cores_to_others(self) -> None:
+        """Train on the cores that solvers and other ranks leave, when they share this rank's.
+
+        Threads of torch that wait for each other spin; where others use the same cores that makes a training
         step ten times as long. A user's OMP_NUM_THREADS, or a later ``torch.set_num_threads``, counts more.
         """
         import torch
 
         is_shared = self.config_dict["launcher_config"]["scheduler"] == "local"
-        if not is_shared or "OMP_NUM_THREADS" in os.environ:
+        nb_sharing = self._own_place().nb_sharing
+        if (not is_shared and nb_sharing == 1) or "OMP_NUM_THREADS" in os.environ:
             return
         cores = len(os.sched_getaffinity(0))
-        solvers = min(self._job_limit - 1, self.nb_simulations)
-        threads = min(torch.get_num_threads(), max(1, cores - solvers))
+        solvers = min(self._job_limit - 1, self.nb_simulations) if is_shared else 0
+        threads = min(torch.get_num_threads(), max(1, (cores - solvers) // nb_sharing))
         torch.set_num_threads(threads)
-        logger.info(f"torch uses {threads} of {cores} cores, since up to {solvers} solvers run beside it")
+        others = [f"up to {solvers} solvers"] if solvers else []
+        others += [f"{nb_sharing - 1} server rank(s)"] if nb_sharing > 1 else []
+        logger.info(f"torch uses {threads} of {cores} cores, since {' and '.join(others)} run beside it")
 
-    def _setup_environment_slurm(self) -> None:
-        """Sets up the unique Distributed Data Parallel (DDP) environment using SLURM.
-
-        The device comes from ``SLURM_LOCALID``. `UnsupportedConfiguration` outside Slurm, and for more than
-        one rank.
-        """
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
-        missing = [name for name in names if name not in os.environ]
-        if missing:
+    def _make_model(self) -> None:
+        DeepMelissaServer._make_model(self)
+        if self._model is None:
+            return
+        prepare_model(self._model, self._optimizer, self.device)
+        if self.comm_size > 1:
+            self._meet()
+            self._model = wrap_model(self._model, self.device)
+        if is_sharded(self._model) and not is_overridden(type(self), "checkpoint"):
             raise UnsupportedConfiguration(
-                f"dl_config.setup_slurm_ddp is true, but there is no {', no '.join(missing)} in the "
-                "environment: outside a job of Slurm set it to false"
+                f"the model is sharded ({type(self._model).__name__}), so no rank has all of its weights: "
+                f"{type(self).__name__} needs a checkpoint(batch_idx, path) of its own"
             )
-        self._refuse_ranks(int(os.environ["SLURM_NTASKS"]))
-        self.device = self._choose_device(int(os.environ["SLURM_LOCALID"]))
-        DeepMelissaServer.setup_environment(self)
+        if self._drains_all:
+            check_joinable(self._model)
 
-    @staticmethod
-    def _refuse_ranks(nb_ranks: int) -> None:
-        if nb_ranks > 1:
-            raise UnsupportedConfiguration(
-                f"the server has {nb_ranks} ranks: data-parallel training is not in this version, start it "
-                "with one"
-            )
+    @property
+    def _drains_all(self) -> bool:
+        return self.comm_size > 1 and bool(self.dl_config["drain"] == "all")
+
+    def train(self) -> None:
+        """Predefined training loop; with ``dl_config.drain`` "all" every rank trains to its last sample."""
+        if self._drains_all:
+            run_joined_training(self, make_batch_source(self))
+        else:
+            DeepMelissaServer.train(self)
+
+    def _run_train(self) -> None:
+        self._is_training = True
+        if self._states_at_start is not None:
+            # Not earlier: making models and validation data has drawn from the generators meanwhile.
+            torch_checkpoint.restore_random_states(self._states_at_start, self.device)
+            self._states_at_start = None
+        try:
+            DeepMelissaServer._run_train(self)
+        except RuntimeError as error:
+            if self.comm_size > 1 and torch_group.says_peer_lost(error):
+                self._say_who_is_lost(error)
+            raise
+
+    def _say_who_is_lost(self, error: RuntimeError) -> None:
+        """Raise what has failed elsewhere, of which `error`, in a collective of torch, is but the echo."""
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            self._ending.check()
+            time.sleep(0.05)
+        raise TrainingError(
+            f"server rank {self.rank} has lost the connection to another server rank while they exchanged "
+            f"gradients: that rank has ended, its log says why ({error})"
+        ) from error
+
+    def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
+        """Call `training_step`."""
+        result = DeepMelissaServer._training_step(self, batch, batch_idx, **kwargs)
+        self._batch_idx = batch_idx
+        return result
+
+    def validation(self, batch_idx: int) -> None:
+        """Predefined validation loop, on the model inside the wrapper of data-parallel training."""
+        with self._alone():
+            DeepMelissaServer.validation(self, batch_idx)
+
+    def _validation(self, batch_idx: int) -> None:
+        """Call `validation` if it is time to; the other ranks wait for it here."""
+        with self._alone():
+            DeepMelissaServer._validation(self, batch_idx)
+        is_time = self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0
+        if is_time and not self._drains_all:
+            # Here a failure or a stop is noticed, in the next gradients' all-reduce it is not.
+            self.comm.barrier()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have in `model` what one rank can use while the others do something else."""
+        wrapped, inner = self._model, without_ddp(self._model)
+        self._model = inner
+        try:
+            yield
+        finally:
+            if self._model is inner:
+                self._model = wrapped
+
+    def _server_finalize(self, exit_: int = 0) -> None:
+        """Finalizes the server operations; ranks part here, in order or, after a failure, at once."""
+        if self._has_own_group and exit_ == 1:
+            torch_group.abort_group()
+        DeepMelissaServer._server_finalize(self, exit_)
+        if self._has_own_group and exit_ != 1:
+            torch_group.close_group()
+        self._has_own_group = False
+
+    # What a study's class defines, and what it gets.
 
     def prepare_training_attributes(self) -> tuple[Any, Any]:
         """Return (model, optimizer): a study's class defines it."""
@@ -181,33 +299,64 @@ class TorchServer(DeepMelissaServer):
         return inputs, next(iter(fields.values())) if len(fields) == 1 else fields
 
     def _default_batch(self, batch: Batch) -> Any:
-        fields = as_tensors(batch.fields)
-        return as_tensors(batch.inputs), next(iter(fields.values())) if len(fields) == 1 else fields
+        fields = dict(batch.fields)
+        return self._adopt_batch((batch.inputs, next(iter(fields.values())) if len(fields) == 1 else fields))
 
     def _adopt_batch(self, batch: Any) -> Any:
-        return as_tensors(batch)
+        tensors = as_tensors(batch)
+        if self.device.type != "cuda":
+            return tensors
+        # A copy that frees the batch array and that the GPU can read by itself.
+        return map_leaves(tensors, lambda leaf: leaf.pin_memory() if hasattr(leaf, "pin_memory") else leaf)
+
+    # Checkpoints.
 
     def checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
         """Write model and optimizer to ``<path>/model.pt``, on rank 0, in place of an older one.
 
-        ``torch.load(..., weights_only=True)`` reads it: a dictionary with ``batch``, ``model_state_dict``,
-        ``optimizer_state_dict`` and ``loss`` (None).
+        ``torch.load(..., weights_only=True)`` reads it, with or without a GPU: a dictionary with ``batch``,
+        ``model_state_dict``, ``optimizer_state_dict`` and ``loss`` (None). Every rank writes its random
+        states beside it. `TrainingError` when the model has a weight that is NaN.
         """
-        if self.rank == 0 and self._model is not None:
-            checkpoint(model=self._model, optimizer=self._optimizer, batch=batch_idx, path=path)
+        if self._model is not None:
+            self._write_checkpoint(Path(path), batch_idx)
+
+    def _write_checkpoint(self, folder: Path, batch_idx: int) -> None:
+        if self.rank == 0:
+            file = folder / torch_checkpoint.MODEL_NAME
+            torch_checkpoint.save_model(file, self._model, self._optimizer, batch_idx)
+        states = torch_checkpoint.random_states(self.device)
+        torch_checkpoint.save(folder / torch_checkpoint.random_states_name(self.rank), states)
 
     def _load_model_from_checkpoint(self, path: str = "checkpoints") -> None:
         """Load what `checkpoint` wrote into the model and the optimizer, on this server's device.
 
-        `batch_offset` becomes the number of batches trained. `TrainingError` when there is no checkpoint.
+        `batch_offset` becomes the number of batches trained. Random states go on where they were, from the
+        start of training on. `TrainingError` when there is no checkpoint.
         """
-        import torch
+        file = Path(path) / torch_checkpoint.MODEL_NAME
+        self.batch_offset = torch_checkpoint.load_model(file, self._model, self._optimizer, self.device)
+        self._load_random_states(Path(path))
 
-        file = Path(path) / CHECKPOINT_NAME
-        if not file.is_file():
-            raise TrainingError(f"there is no checkpoint {file.absolute()}")
-        content = torch.load(file, map_location=self.device, weights_only=True)
-        self.unwrapped_model.load_state_dict(content["model_state_dict"])
-        if self._optimizer is not None and content["optimizer_state_dict"] is not None:
-            self._optimizer.load_state_dict(content["optimizer_state_dict"])
-        self.batch_offset = content["batch"]
+    def _load_random_states(self, folder: Path) -> None:
+        states = torch_checkpoint.load_random_states(folder, self.rank)
+        if states is not None and self._is_training:
+            torch_checkpoint.restore_random_states(states, self.device)
+        else:
+            self._states_at_start = states
+
+    def _checkpoint_model(self, folder: Path) -> None:
+        """Write what a checkpoint of the whole server needs of the model into this rank's `folder`."""
+        if self._model is not None:
+            self._write_checkpoint(folder, self._batch_idx)
+
+    def _restore_model(self, folder: Path) -> None:
+        """Read what `_checkpoint_model` wrote; every rank calls it, and rank 0 alone reads the model."""
+        if self._model is None:
+            return
+        file = folder / torch_checkpoint.MODEL_NAME
+        content = self.comm.bcast(file.read_bytes() if self.rank == 0 else None)
+        self._batch_idx = torch_checkpoint.load_model(
+            file, self._model, self._optimizer, self.device, io.BytesIO(content)
+        )
+        self._load_random_states(folder)

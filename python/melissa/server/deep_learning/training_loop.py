@@ -63,7 +63,8 @@ def _fetch(server: DeepMelissaServer, source: BatchSource) -> Delivery | None:
 def train_batch(server: DeepMelissaServer, source: BatchSource, delivery: Delivery, batch_idx: int) -> None:
     """Train on one batch, and note that in the ledger."""
     server._on_batch_start(batch_idx)
-    server._training_step(delivery.batch, batch_idx)
+    result = server._training_step(delivery.batch, batch_idx)
+    server._loss_check.returned(result, batch_idx, server.nb_batches_update)
     server._accounting.trained(delivery.samples)
     server._accounting.waited(source.wait_seconds)
 
