@@ -187,6 +187,12 @@ def test_samples_are_counted_for_each_server_rank(write):
     load_config(write(ranks | {"study_options.nb_time_steps": 4}))
 
 
+def test_a_server_has_the_job_limit_that_its_launcher_decided_on(write, monkeypatch):
+    monkeypatch.setenv("MELISSA_JOB_LIMIT", "17")
+    assert load_config(write())[0]["launcher_config"]["job_limit"] == 17
+    assert load_config(write({"launcher_config.job_limit": 5}))[0]["launcher_config"]["job_limit"] == 5
+
+
 def test_the_number_of_server_ranks_must_follow_from_the_arguments(write):
     by_node = {"launcher_config.scheduler": "openmpi", "launcher_config.scheduler_arg": ["-N", "2"]}
     found = problems(write(by_node))

@@ -58,6 +58,20 @@ def test_a_job_without_a_number_of_ranks_has_one(start, tmp_path):
     assert (tmp_path / "out").read_text() == "here\n"
 
 
+@pytest.mark.parametrize("mpiexec", MPIEXECS)
+def test_jobs_share_the_cores_unless_their_arguments_bind_them(start, tmp_path, mpiexec):
+    command = ["grep", "Cpus_allowed_list", "/proc/self/status"]
+    told = {}
+    for arguments in ([], ["--bind-to", "core"]):
+        jobs = start(scheduler_arg_client=arguments, scheduler_client_command=mpiexec)
+        output = tmp_path / f"out{len(arguments)}"
+        jobs.wait_for_end(jobs.submit(command, stdout=output))
+        told[len(arguments)] = output.read_text()
+    ours = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told[0] == ours
+    assert told[2] != ours or len(os.sched_getaffinity(0)) == 1
+
+
 def test_server_and_clients_have_arguments_and_wrappers_of_their_own(start, tmp_path):
     jobs = start(
         scheduler_arg=["--oversubscribe"],
@@ -184,8 +198,8 @@ def test_variables_are_handed_on_by_open_mpi_and_not_by_others(tmp_path):
     other = tmp_path / "mpiexec"
     other.write_text("#!/bin/sh\necho HYDRA build details\n")
     other.chmod(0o755)
-    assert not openmpi._takes_environment_options(str(other))
-    assert all(openmpi._takes_environment_options(path) for path in MPIEXECS)
+    assert not openmpi._is_open_mpi(str(other))
+    assert all(openmpi._is_open_mpi(path) for path in MPIEXECS)
 
 
 def test_a_variable_that_the_arguments_set_is_left_to_them():

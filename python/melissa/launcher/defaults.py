@@ -1,6 +1,7 @@
 """Filling in what a configuration leaves out."""
 
 import copy
+import os
 from typing import Any
 
 from melissa.launcher.schema import Section, StudyConfig, key_note, section_of
@@ -24,7 +25,11 @@ def merge_defaults(config: dict[str, Any]) -> None:
             _merge_section(config[name], model)
     launcher_config, dl_config = config["launcher_config"], config.get("dl_config")
     if launcher_config["job_limit"] is None:
-        launcher_config["job_limit"] = default_job_limit(launcher_config)
+        # A server that its scheduler has bound to a few cores would count others than its launcher has.
+        decided = os.environ.get("MELISSA_JOB_LIMIT", "")
+        launcher_config["job_limit"] = (
+            int(decided) if decided.isdecimal() else default_job_limit(launcher_config)
+        )
     if dl_config is not None and dl_config["checkpoint_interval"] is None:
         dl_config["checkpoint_interval"] = dl_config["nb_batches_update"]
 

@@ -230,6 +230,7 @@ class Launcher:
             | {
                 "MELISSA_RESTART": str(self._folder.epoch - 1),
                 "MELISSA_NB_SERVER_RANKS": str(self._nb_server_ranks),
+                "MELISSA_JOB_LIMIT": str(self._config["launcher_config"]["job_limit"]),
             },
             config_path=self._config_path,
             project_dir=self._project_dir,

@@ -15,6 +15,7 @@ from melissa.utility.addresses import LOOPBACK, host_name
 _COUNTS = ("-n", "--n", "-np", "--np", "-c", "--ntasks")
 _COUNTS_PER_NODE = ("-N", "-npernode", "--npernode", "-npersocket", "--npersocket", "-ppn", "-perhost")
 _HOSTS = ("-H", "-host", "--host", "-hosts", "-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f")
+_BINDINGS = ("--bind-to", "-bind-to", "--map-by", "-map-by", "--rankfile", "-rf", "--cpu-set", "--cpu-list")
 _LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun", "mpiexec.hydra")
 # So that a rank on another machine finds the programs and modules that one on this machine would find.
 _SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -58,7 +59,10 @@ class OpenMpiScheduler(LocalScheduler):
         arguments = list(options.arguments)
         if self.nb_ranks(options) == 1 and count_option(arguments, _COUNTS) is None:
             arguments += ["-n", "1"]  # without it mpiexec starts one for each core
-        if _takes_environment_options(launcher[0]):
+        if _is_open_mpi(launcher[0]):
+            # Each mpiexec would bind its first rank to the first core, and so would that of the next job.
+            if not names_any(arguments, _BINDINGS):
+                arguments += ["--bind-to", "none"]
             arguments += _environment_options(request.environment, arguments)
         return [*launcher, *arguments, *wrapper, *request.command]
 
@@ -71,8 +75,8 @@ def _environment_options(environment: Mapping[str, str], arguments: Sequence[str
 
 
 @functools.cache
-def _takes_environment_options(launcher: str) -> bool:
-    """Say whether an ``mpiexec`` is one of Open MPI: those of the MPICH family hand on the environment.
+def _is_open_mpi(launcher: str) -> bool:
+    """Say whether an ``mpiexec`` is Open MPI's; MPICH's kind hands on the environment, and binds nothing.
 
     One that cannot be run or asked counts as one of them: that it fails as a job says why.
     """
