@@ -2,6 +2,7 @@
 
 import re
 
+
 def test_batches_that_come_only_once_are_said_so(study):
     study.server(
         """
