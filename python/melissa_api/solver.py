@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from melissa.exceptions import ClientError, SchemaError, StudyStopped
 from melissa_api.environment import SolverEnvironment
+from melissa_api.no_server import NoServer
 
 if TYPE_CHECKING:
     from melissa._melissa import Client
@@ -33,7 +34,7 @@ class Solver:
     def __init__(self) -> None:
         """Know nothing yet: neither rank nor server."""
         self._fields: dict[str, tuple[int, np.dtype[Any]]] = {}
-        self._connection: Client | None = None
+        self._connection: Client | NoServer | None = None
         self._place = (0, 1)
         self._process = 0
         self._is_over = False
@@ -86,7 +87,7 @@ class Solver:
         self._is_over = True
 
     @contextmanager
-    def _served(self) -> "Iterator[Client]":
+    def _served(self) -> "Iterator[Client | NoServer]":
         """Give the connection, and take note of a call that the server ends."""
         if self._connection is None:
             raise ClientError("there is no connection to the server: melissa_init comes first.")
@@ -100,6 +101,10 @@ class Solver:
             raise
 
     def _connect(self, place: tuple[int, int]) -> None:
+        self._place = place
+        if os.environ.get("MELISSA_OFFLINE", "0") != "0":
+            self._connection = NoServer()
+            return
         # Not loaded before it is needed: a solver that imports this module can run without a study.
         from melissa._melissa import Client
 
@@ -113,7 +118,6 @@ class Solver:
             rank=place[0],
             size=place[1],
         )
-        self._place = place
         self._process = os.getpid()
         atexit.register(self._warn_at_exit)
 

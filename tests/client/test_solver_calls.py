@@ -311,3 +311,20 @@ def test_the_log_is_that_of_melissa(solver, caplog):
     with caplog.at_level(logging.WARNING, logger="melissa"):
         solver.finalize()
     assert {record.name for record in caplog.records} == {"melissa"}
+
+
+def test_in_an_offline_study_calls_are_checked_and_send_nothing(monkeypatch, caplog):
+    monkeypatch.setenv("MELISSA_OFFLINE", "1")
+    monkeypatch.delenv("MELISSA_SERVER_ADDRESS", raising=False)
+    monkeypatch.setattr("melissa._melissa.Client", None)
+    solver = Solver()
+    solver.init("temperature", 3, "float64")
+    solver.send("temperature", [1.0, 2.0, 3.0])
+    with pytest.raises(SchemaError, match="2 values given, expected 3"):
+        solver.send("temperature", [1.0, 2.0])
+    with pytest.raises(ClientError, match="without melissa_init"):
+        solver.send("flow", [1.0])
+    solver.finalize()
+    with pytest.raises(ClientError, match="after melissa_finalize"):
+        solver.send("temperature", [1.0, 2.0, 3.0])
+    assert caplog.records == []

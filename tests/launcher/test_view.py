@@ -239,3 +239,17 @@ def test_the_table_shows_what_the_report_has_and_nothing_else():
     assert "ranks" not in whole
     assert "samples" not in table({"simulations": {"finished": 1}})
     table({})
+
+
+def test_a_study_that_receives_nothing_shows_its_simulations_alone():
+    values = {name: value for name, value in PROGRESS.items() if name.startswith("simulations")}
+    for make in (LinesView, lambda console: LiveView(console, "study.json")):
+        console = Console(file=io.StringIO(), width=100)
+        view = make(console)
+        view.report(values | {"phase": "running simulations"})
+        view.close("finished")
+        shown = console.file.getvalue()
+        assert "42/100" in shown
+        assert "10 running, 1 failed, 2 resubmitted" in shown
+        for word in ("samples", "buffer", "batch", "waiting"):
+            assert word not in shown

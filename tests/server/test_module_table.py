@@ -44,6 +44,7 @@ MODULES = {
     "melissa.server.simulation": (
         "SimulationData PartialSimulationData Simulation SimulationStatus SimulationDataStatus"
     ),
+    "melissa.server.offline_server": "OfflineServer",
     "melissa.server.parameters": (
         "ParameterSamplerType RandomUniform HaltonGenerator LHSGenerator BaseExperiment StaticExperiment "
         "RandomUniformSamplerMixIn HaltonSamplerMixIn LatinHypercubeSamplerMixIn make_parameter_sampler"
@@ -64,6 +65,7 @@ CALLS = {
     "melissa.server.base_server:BaseServer": {"config_dict": ..., "checkpoint_file": "checkpoint.pkl"},
     "melissa.server.deep_learning.base_dl_server:DeepMelissaServer": {"config_dict": ...},
     "melissa.server.deep_learning.torch_server:TorchServer": {"config_dict": ...},
+    "melissa.server.offline_server:OfflineServer": {"config_dict": ...},
     "melissa.server.deep_learning.reservoir:make_buffer": {
         "buffer_size": ...,
         "buffer_t": BufferType.FIFO,
@@ -264,6 +266,7 @@ ATTRIBUTES = [
     "batch_offset",
     "set_parameter_sampler",
     "draw_parameters",
+    "make_study_offline",
 ]
 
 

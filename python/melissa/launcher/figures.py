@@ -51,6 +51,11 @@ class StudyFigures:
         return f"{significant(self.number(name))}/s"
 
     @property
+    def receives_samples(self) -> bool:
+        """Whether the server tells of samples: one that only runs simulations has none."""
+        return "samples_received" in self.values
+
+    @property
     def losses(self) -> dict[str, float]:
         """The last losses, by tag."""
         losses = self.values.get("losses")

@@ -477,14 +477,16 @@ class Launcher:
                 raise ProtocolError(f"the server sent {type(received).__name__}, which only a launcher sends")
 
     def _register(self, addresses: list[str], pid: int, nb_ranks: int) -> None:
-        if len(addresses) != nb_ranks or nb_ranks != self._nb_server_ranks:
+        if len(addresses) not in (0, nb_ranks) or nb_ranks != self._nb_server_ranks:
             raise ProtocolError(
                 f"the server registered with {nb_ranks} ranks and {len(addresses)} addresses for clients, "
                 f"but was started with {self._nb_server_ranks} ranks"
             )
-        logger.info(f"the server has registered: process {pid}, ranks: {nb_ranks}, at {', '.join(addresses)}")
+        where = f"at {', '.join(addresses)}" if addresses else "it receives nothing"
+        logger.info(f"the server has registered: process {pid}, ranks: {nb_ranks}, {where}")
         self._restarts.registered()
-        self._clients.tell_servers(addresses)
+        if addresses:
+            self._clients.tell_servers(addresses)
         if self._phase is Phase.STARTING:
             self._enter(Phase.RUNNING)
 

@@ -69,7 +69,10 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Register(Message):
-    """The server is ready for clients; `addresses` holds each rank's ``host:port`` in the order of ranks."""
+    """The server is ready for clients; `addresses` holds each rank's ``host:port`` in the order of ranks.
+
+    It is empty for a server that receives nothing.
+    """
 
     addresses: list[str]
     pid: int

@@ -104,15 +104,20 @@ class LinesView(View):
             return figures.phase
         simulations = _progress(figures.number("simulations_finished"), figures.number("simulations_planned"))
         states = _simulation_states(figures)
-        parts = [
-            f"{simulations} simulations" + (f" ({states})" if states else ""),
+        parts = [f"{simulations} simulations" + (f" ({states})" if states else "")]
+        if figures.receives_samples:
+            parts += self._sample_parts()
+        return f"{figures.phase}: {', '.join(parts)}"
+
+    def _sample_parts(self) -> list[str]:
+        figures = self._figures
+        return [
             f"{count(figures.number('samples_received'))} samples received",
             f"{count(figures.number('samples_trained'))} trained",
             f"buffer {count(figures.number('population'))}/{count(figures.number('capacity'))}",
             f"batch {count(figures.number('batches'))} ({figures.rate('batches_per_second')})",
             *(f"{tag} {significant(value)}" for tag, value in figures.losses.items()),
         ]
-        return f"{figures.phase}: {', '.join(parts)}"
 
 
 class LiveView(View):
@@ -155,20 +160,35 @@ class LiveView(View):
 
     def _rows(self, width: int) -> Iterator[Text]:
         figures = self._figures
-        number = figures.number
         if not figures.values:
             yield Text("the server is on its way")
             return
-        planned, expected = number("simulations_planned"), number("samples_expected")
-        capacity, watermark = number("capacity"), number("watermark")
-        batches = number("batches_expected")
-        rows: list[tuple[str, Text | None, str, Text]] = [
+        finished, planned = figures.number("simulations_finished"), figures.number("simulations_planned")
+        rows = [
             (
                 "simulations",
-                self._bar(width, number("simulations_finished"), planned, "green"),
-                _progress(number("simulations_finished"), planned),
+                self._bar(width, finished, planned, "green"),
+                _progress(finished, planned),
                 Text(_simulation_states(figures)),
-            ),
+            )
+        ]
+        if figures.receives_samples:
+            rows += self._sample_rows(width)
+        figure_width = max(len(figure) for _, _, figure, _ in rows)
+        for label, bar, figure, words in rows:
+            yield _row(label, bar, Text(f"{figure:>{figure_width}}  "), words)
+        if figures.receives_samples:
+            yield _row("waiting", self._waits())
+        if figures.losses:
+            losses = (f"{tag} {significant(loss)}" for tag, loss in figures.losses.items())
+            yield _row("losses", Text("   ".join(losses)))
+
+    def _sample_rows(self, width: int) -> list[tuple[str, Text, str, Text]]:
+        figures = self._figures
+        number = figures.number
+        expected, batches = number("samples_expected"), number("batches_expected")
+        capacity, watermark = number("capacity"), number("watermark")
+        return [
             (
                 "samples",
                 self._bar(width, number("samples_received"), expected, "blue"),
@@ -188,13 +208,6 @@ class LiveView(View):
                 Text(figures.rate("batches_per_second")),
             ),
         ]
-        figure_width = max(len(figure) for _, _, figure, _ in rows)
-        for label, bar, figure, words in rows:
-            yield _row(label, bar, Text(f"{figure:>{figure_width}}  "), words)
-        yield _row("waiting", self._waits())
-        if figures.losses:
-            losses = (f"{tag} {significant(loss)}" for tag, loss in figures.losses.items())
-            yield _row("losses", Text("   ".join(losses)))
 
     def _bar(self, width: int, part: float, whole: float, style: str, mark: float = 0.0) -> Text:
         """Draw `part` of `whole`, empty while the whole is not known; `mark` is a level to be shown on it."""

@@ -15,10 +15,11 @@ from melissa.launcher.message import Message, decode
 from melissa.server.client_script import ClientScripts
 from melissa.server.communicator import make_communicator
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
-from melissa.server.ending import StudyEnding
+from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
 from melissa.server.link import LauncherLink, launcher_link
+from melissa.server.offline import run_offline
 from melissa.server.parameter_registry import ParameterRegistry
 from melissa.server.parameters import make_parameter_sampler
 from melissa.server.progress import StudyProgress
@@ -100,6 +101,7 @@ class BaseServer(ABC):
         self.no_fault_tolerance = not launcher_config["fault_tolerance"]
         self._job_limit: int = launcher_config["job_limit"]
         self._is_receiving = False
+        self._is_offline = False
         self.exit_status = 0
         self._parameter_sampler: Any = None
 
@@ -152,6 +154,36 @@ class BaseServer(ABC):
             "override draw_parameters"
         )
 
+    # Studies without data.
+
+    def make_study_offline(self) -> None:
+        """Have simulations run without sending anything: solvers keep their results to themselves.
+
+        To be called before `start`. A simulation is done when its job has ended with status 0. Calls of
+        Melissa in a solver do nothing; a server that trains makes no model and trains nothing.
+        """
+        self._is_offline = True
+
+    def _start_offline(self) -> None:
+        try:
+            if self._parameter_sampler is None and type(self).draw_parameters is BaseServer.draw_parameters:
+                raise FatalError(self._no_sampler())
+            try:
+                status = run_offline(self)
+            except StudyInterrupted as interruption:
+                status = interruption.status
+            self._server_finalize(status)
+        except BaseException as error:
+            self._report_failure(error)
+            self._server_finalize(1)
+            raise
+
+    def _finalize_offline(self, exit_: int) -> None:
+        self.exit_status = exit_
+        if exit_ == 1 and self._control is not None:
+            self._control.leave()
+        logger.info(f"Server finalizing with status {exit_}")
+
     # The launcher, as study code of 2023 addresses it.
 
     @property
@@ -198,7 +230,13 @@ class BaseServer(ABC):
         )
 
     def _start_control(
-        self, receiver: Any, *, population: Callable[[], int], capacity: int, listeners: Listeners
+        self,
+        receiver: Any,
+        *,
+        population: Callable[[], int] = lambda: 0,
+        capacity: int = 0,
+        listeners: Listeners,
+        control_class: type[StudyControl] = StudyControl,
     ) -> StudyControl:
         """Start the control thread: from now on clients are asked for."""
         client_config = self.config_dict["client_config"]
@@ -208,7 +246,7 @@ class BaseServer(ABC):
             client_config["command_default_args"],
             client_config["preprocessing_commands"],
         )
-        self._control = StudyControl(
+        self._control = control_class(
             self._plan(),
             draw=self._draw,
             scripts=scripts,

@@ -87,6 +87,8 @@ class StudyControl:
     REMINDER_PERIOD = 30.0
     STOP_GRACE = 2.0
     CANCEL_GRACE = 10.0
+    WAITS_FOR_CONNECTIONS = True
+    """Whether clients are to connect."""
 
     def __init__(
         self,
@@ -170,6 +172,15 @@ class StudyControl:
         """Return how many simulations have one of the statuses."""
         # A copy, made at once: the control thread adds simulations meanwhile.
         return sum(simulation.status in statuses for simulation in list(self.simulations.values()))
+
+    def simulation_counts(self) -> dict[str, int]:
+        """Return how many simulations are planned, have finished, have failed for good, were run again."""
+        return {
+            "planned": self._plan.nb_simulations,
+            "finished": self.count(SimulationStatus.FINISHED),
+            "failed": self.nb_given_up,
+            "resubmitted": self.nb_resubmitted,
+        }
 
     def describe(self) -> str:
         """Say in one line where the simulations stand."""
@@ -331,18 +342,24 @@ class StudyControl:
 
     def _check_hope(self, simulation: Simulation, text: str, details: str) -> None:
         """Raise `FatalError` when the first clients have shown that none will deliver anything."""
-        if self._receiver.counters()["samples_received"] > 0:
+        if self._has_proved_the_solver():
             return
         self._fruitless.append(text)
         if len(self._fruitless) < HOPELESS:
             return
         refusals = "".join(f"\n  refused: {refusal}" for refusal in self._refusals if refusal not in details)
         raise FatalError(
-            f"the first {HOPELESS} clients ended before any time step arrived, so the study is stopped. The "
-            "last "
-            f"one: {text}{details}{refusals}\n"
+            f"the first {HOPELESS} clients {self._what_hopeless_clients_do()}, so the study is stopped. The "
+            f"last one: {text}{details}{refusals}\n"
             f"  To try it by hand, without a server: {self._scripts.path(simulation.id)}"
         )
+
+    def _has_proved_the_solver(self) -> bool:
+        """Say whether some client has done what clients are for."""
+        return bool(self._receiver.counters()["samples_received"] > 0)
+
+    def _what_hopeless_clients_do(self) -> str:
+        return "ended before any time step arrived"
 
     def _drop(self, simulation: Simulation, what: str) -> None:
         logger.warning(f"simulation {simulation.id} {what}")
@@ -468,13 +485,16 @@ class StudyControl:
         self._disconnected_at.pop(simulation.id, None)
         simulation.has_job = True
         simulation.job_since = time.monotonic()
-        environment = {
+        script = str(self._scripts.path(simulation.id))
+        environment = self._client_environment(simulation)
+        self._link.send(SubmitClient(simulation.id, simulation.attempt, script, environment))
+
+    def _client_environment(self, simulation: Simulation) -> dict[str, str]:
+        return {
             "MELISSA_SIMU_ID": str(simulation.id),
             "MELISSA_SIM_ID": str(simulation.id),
             "MELISSA_ATTEMPT": str(simulation.attempt),
         }
-        script = str(self._scripts.path(simulation.id))
-        self._link.send(SubmitClient(simulation.id, simulation.attempt, script, environment))
 
     def _cancel(self, simulation: Simulation, reason: str) -> None:
         """Have the launcher end a client's job; what follows is decided when the job has ended."""
@@ -507,7 +527,11 @@ class StudyControl:
                 logger.info(
                     f"client of simulation {simulation.id} has waited {waited:.0f} s for the scheduler"
                 )
-            elif simulation.status is SimulationStatus.PLANNED and waited > self.REMINDER_PERIOD:
+            elif (
+                self.WAITS_FOR_CONNECTIONS
+                and simulation.status is SimulationStatus.PLANNED
+                and waited > self.REMINDER_PERIOD
+            ):
                 logger.info(
                     f"client of simulation {simulation.id} has run {waited:.0f} s and has not connected: "
                     "its solver has not reached melissa_init yet"
@@ -569,12 +593,8 @@ class StudyControl:
             phase = "draining"
         self._link.send(
             Progress(
-                {
-                    "simulations_planned": self._plan.nb_simulations,
-                    "simulations_running": sum(s.job_is_running for s in self.simulations.values()),
-                    "simulations_finished": self.count(SimulationStatus.FINISHED),
-                    "simulations_failed": self.nb_given_up,
-                    "simulations_resubmitted": self.nb_resubmitted,
+                self._simulation_figures()
+                | {
                     "samples_received": int(counters["samples_received"]),
                     "samples_trained": int(self._receiver.ledger()["trained"]),
                     "samples_expected": int(counters.get("expected_samples", -1)),
@@ -597,3 +617,10 @@ class StudyControl:
             )
         )
         self._listeners.tick(counters)
+
+    def _simulation_figures(self) -> dict[str, Any]:
+        counts = self.simulation_counts()
+        running = sum(simulation.job_is_running for simulation in self.simulations.values())
+        return {f"simulations_{name}": number for name, number in counts.items()} | {
+            "simulations_running": running
+        }

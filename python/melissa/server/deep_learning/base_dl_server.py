@@ -255,6 +255,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
         Raises what failed, after it was logged and the launcher was told.
         """
+        if self._is_offline:
+            self._start_offline()
+            return
         try:
             try:
                 self._prepare()
@@ -351,6 +354,10 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             The exit status code indicating the outcome of the server's operations. Defaults to 0, which
             signifies a successful termination.
         """
+        if self._is_offline:
+            self.__stop_pinger_thread()
+            self._finalize_offline(exit_)
+            return
         self._progress.training_ends()
         self.exit_status = exit_
         if exit_ == 1:

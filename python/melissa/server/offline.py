@@ -1,0 +1,148 @@
+"""Studies that only run simulations: nothing is sent; one is done when its job has ended well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from melissa.exceptions import FatalError, UnsupportedConfiguration
+from melissa.launcher.message import Finished, JobUpdate, Progress, Register
+from melissa.scheduler.job import State
+from melissa.server.control import Listeners, StudyControl
+from melissa.server.report import StudyReport
+from melissa.server.simulation import Simulation, SimulationStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from melissa.server.base_server import BaseServer
+
+__all__ = ["JobsOnly", "OfflineControl", "run_offline"]
+
+logger = logging.getLogger("melissa")
+
+POLL_INTERVAL = 0.1  # seconds
+
+
+class JobsOnly:
+    """Takes the receiver's place in a study in which nothing is received."""
+
+    def __init__(self, planned: int) -> None:
+        self._planned = planned
+        self._final: set[int] = set()
+
+    @property
+    def reception_over(self) -> bool:
+        """Whether every planned simulation has ended, or was given up."""
+        return len(self._final) == self._planned
+
+    def register(self, simulation_id: int, attempt: int, draw: int, parameters: Sequence[float]) -> None:
+        """Let an attempt begin."""
+
+    def finish(self, simulation_id: int, reason: str) -> None:
+        """Take note that nothing more comes of a simulation."""
+        self._final.add(simulation_id)
+
+    def abandon_attempt(self, simulation_id: int) -> None:
+        """Let an attempt go."""
+
+    def changes(self, timeout: float) -> list[Any]:
+        """Wait for as long; nobody reports anything."""
+        time.sleep(timeout)
+        return []
+
+    def refusals(self) -> list[str]:
+        """Return nothing: nobody can come."""
+        return []
+
+    def stop(self) -> None:
+        """Tell nobody: no client listens."""
+
+
+class OfflineControl(StudyControl):
+    """Runs the ensemble by the states of jobs alone."""
+
+    WAITS_FOR_CONNECTIONS = False
+
+    def _end_of_job(self, simulation: Simulation, update: JobUpdate) -> None:
+        is_done = update.job_state is State.TERMINATED and not simulation.is_final
+        if not is_done or self._ending.stop_reason is not None:
+            super()._end_of_job(simulation, update)
+            return
+        simulation.status = SimulationStatus.FINISHED
+        self._receiver.finish(simulation.id, "")
+        logger.info(f"simulation {simulation.id} has ended")
+        if self._plan.remove_client_scripts:
+            self._scripts.remove(simulation.id)
+        self._listeners.simulation_finished(simulation)
+
+    def _client_environment(self, simulation: Simulation) -> dict[str, str]:
+        return super()._client_environment(simulation) | {"MELISSA_OFFLINE": "1"}
+
+    def _has_proved_the_solver(self) -> bool:
+        return self.count(SimulationStatus.FINISHED) > 0
+
+    def _what_hopeless_clients_do(self) -> str:
+        return "failed"
+
+    def _look_for_the_end(self) -> None:
+        if self._is_over or not self._receiver.reception_over:
+            return
+        self._is_over = True
+        self._listeners.reception_over()
+        if self._ending.stop_reason is None and not self._has_proved_the_solver():
+            last = f" The last one: {self._fruitless[-1]}" if self._fruitless else ""
+            raise FatalError(f"none of the {self._plan.nb_simulations} simulations has ended well.{last}")
+
+    def _tell_progress(self, now: float) -> None:
+        self._link.send(Progress(self._simulation_figures() | {"phase": self._progress.phase}))
+
+
+def run_offline(server: BaseServer) -> int:
+    """Run a server's simulations, from the first client to the report; return the exit status.
+
+    Rank 0 does; other ranks wait for it. Raises what failed.
+    """
+    group_size = server.study_options["group_size"]
+    if group_size != 1:
+        raise UnsupportedConfiguration(
+            f"study_options.group_size is {group_size}: this version runs one simulation per job, set it to 1"
+        )
+    if server.rank == 0:
+        _run_simulations(server)
+    server.comm.barrier()
+    return server._ending.stop_status
+
+
+def _run_simulations(server: BaseServer) -> None:
+    link, ending = server._needed_link(), server._ending
+    logger.info(
+        f"{server.nb_simulations} simulations are planned; the study is offline: clients send nothing, and a "
+        "simulation is done when its job has ended with status 0"
+    )
+    server._progress.phase = "running simulations"
+    link.send(Register([], os.getpid(), server.comm_size))
+    jobs = JobsOnly(server.nb_simulations)
+    ending.is_looked_at = True
+    listeners = Listeners(simulation_finished=lambda done: server.finished_groups.add(done.simulation_id))
+    control = server._start_control(jobs, listeners=listeners, control_class=OfflineControl)
+    while not jobs.reception_over and not ending.check():
+        time.sleep(POLL_INTERVAL)
+    control.finish()
+    server._progress.phase = "finishing"
+    report = _report(server, control)
+    for name, value in report.content["simulations"].items():
+        logger.info(f"simulations {name:<12} {value:>8}")
+    report.write(Path(os.getcwd()) / "study_report.json")
+    link.send(Finished(ending.stop_status, report.content))
+
+
+def _report(server: BaseServer, control: StudyControl) -> StudyReport:
+    content = {
+        "simulations": control.simulation_counts(),
+        "seconds": round(server._progress.seconds, 3),
+    }
+    return StudyReport(content, training_seconds=0.0)
