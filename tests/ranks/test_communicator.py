@@ -14,10 +14,10 @@ def test_ranks_put_their_flags_together(tmp_path, nb_ranks):
         nb_ranks,
         """
         for turn in range(200):
-            request = comm.flags(1 << comm.rank if turn % 2 else 0)
+            request = comm.flags(1 << comm.rank if turn % 2 else 0, turn / 7 + comm.rank)
             if turn % 50 == comm.rank:
                 time.sleep(0.02)
-            assert request.result() == ((1 << comm.size) - 1 if turn % 2 else 0), turn
+            assert request.result() == ((1 << comm.size) - 1 if turn % 2 else 0, turn / 7), turn
         assert comm.any(comm.rank == comm.size - 1)
         assert not comm.any(False)
         say(comm.allgather(comm.rank * 10), comm.bcast(f"from {comm.rank}"))

@@ -31,7 +31,7 @@ def test_alone_a_rank_hears_itself(make):
     assert comm.allgather("here") == ["here"]
     assert comm.any(True) is True
     assert comm.any(False) is False
-    assert comm.flags(5).result() == 5
+    assert comm.flags(5, 0.1).result() == (5, 0.1)
     comm.barrier()
     comm.Barrier()
 

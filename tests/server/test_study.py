@@ -341,6 +341,32 @@ def test_values_assigned_after_construction_hold(play):
     assert len(server.batches[0][0]) == 5
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "FIRO", "Reservoir"])
+def test_progress_goes_from_0_to_1(play, kind):
+    class Scheduled(Torch):
+        def training_step(self, batch, batch_idx):
+            self.shares = [*getattr(self, "shares", []), self.progress]
+            return super().training_step(batch, batch_idx)
+
+        def on_train_end(self):
+            self.at_the_end = self.progress
+
+    server, _ = play(Scheduled, config=configuration(dl_config__buffer=kind))
+    assert server.shares == sorted(server.shares)
+    assert (server.shares[0], server.at_the_end) == (pytest.approx(0.0, abs=0.5), 1.0)
+    if kind != "Reservoir":
+        assert server.shares == [batch * 4 / 30 for batch in range(8)]
+
+
+def test_a_class_may_use_the_name_progress_for_something_of_its_own(play):
+    class Bar(Torch):
+        def __init__(self, config_dict):
+            super().__init__(config_dict)
+            self.progress = "a bar of its own"
+
+    assert play(Bar)[0].progress == "a bar of its own"
+
+
 def test_a_mixin_is_initialised_by_name(play):
     class Extras:
         def __init__(self):

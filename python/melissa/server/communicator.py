@@ -7,6 +7,7 @@ failure elsewhere in the process or a signal is noticed.
 from __future__ import annotations
 
 import os
+import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,8 +31,8 @@ RANKS_VARIABLE = "MELISSA_NB_SERVER_RANKS"
 class FlagsRequest(Protocol):
     """Flags that all ranks put together; see `Communicator.flags`."""
 
-    def result(self) -> int:
-        """Return what the masks of all ranks make together, once every rank has given its own."""
+    def result(self) -> tuple[int, float]:
+        """Return what the masks of all ranks make together, and rank 0's note, once all ranks have come."""
 
 
 class Communicator(ABC):
@@ -52,15 +53,16 @@ class Communicator(ABC):
         """Return what every rank gave, in the order of ranks."""
 
     @abstractmethod
-    def flags(self, mask: int) -> FlagsRequest:
+    def flags(self, mask: int, note: float = 0.0) -> FlagsRequest:
         """Give this rank's bits, 0 to 7, and go on; the request's result is the bitwise or over all ranks.
 
-        No rank waits in this call: what the ranks say to each other passes while they do something else.
+        Beside it every rank gets the `note` of rank 0; those of the others are not looked at. No rank waits
+        in this call: what the ranks say to each other passes while they do something else.
         """
 
     def any(self, flag: bool) -> bool:
         """Say whether `flag` is true on some rank."""
-        return bool(self.flags(int(bool(flag))).result())
+        return bool(self.flags(int(bool(flag))).result()[0])
 
     @abstractmethod
     def barrier(self) -> None:
@@ -82,11 +84,11 @@ class Communicator(ABC):
 class _KnownFlags:
     """Flags of a rank that is alone."""
 
-    def __init__(self, mask: int) -> None:
-        self._mask = mask
+    def __init__(self, mask: int, note: float) -> None:
+        self._mask, self._note = mask, note
 
-    def result(self) -> int:
-        return self._mask
+    def result(self) -> tuple[int, float]:
+        return self._mask, self._note
 
 
 class SingleProcess(Communicator):
@@ -103,9 +105,9 @@ class SingleProcess(Communicator):
         """Return a list of `value` alone."""
         return [value]
 
-    def flags(self, mask: int) -> FlagsRequest:
-        """Give back `mask`."""
-        return _KnownFlags(mask)
+    def flags(self, mask: int, note: float = 0.0) -> FlagsRequest:
+        """Give back `mask` and `note`."""
+        return _KnownFlags(mask, note)
 
     def barrier(self) -> None:
         """Return at once."""
@@ -114,16 +116,21 @@ class SingleProcess(Communicator):
 class _ReducedFlags:
     """Flags on their way through a non-blocking all-reduce."""
 
-    def __init__(self, processes: MpiProcesses, mask: int) -> None:
+    _FORM = struct.Struct("=Bd")
+
+    def __init__(self, processes: MpiProcesses, mask: int, note: float) -> None:
         self._processes = processes
-        # Both belong to MPI until the request is complete.
-        self._mine, self._all = bytearray([mask]), bytearray(1)
+        # Both belong to MPI until the request is complete. The bytes of a zero leave those of rank 0 as they
+        # are.
+        self._mine = bytearray(self._FORM.pack(mask, note if processes.rank == 0 else 0.0))
+        self._all = bytearray(self._FORM.size)
         byte, bitwise_or = processes.mpi.BYTE, processes.mpi.BOR
         self._request = processes.mpi_comm.Iallreduce([self._mine, byte], [self._all, byte], op=bitwise_or)
 
-    def result(self) -> int:
+    def result(self) -> tuple[int, float]:
         self._processes.wait(self._request)
-        return self._all[0]
+        mask, note = self._FORM.unpack(self._all)
+        return mask, note
 
 
 class MpiProcesses(Communicator):
@@ -169,9 +176,9 @@ class MpiProcesses(Communicator):
         self.barrier()
         return list(self.mpi_comm.allgather(value))
 
-    def flags(self, mask: int) -> FlagsRequest:
-        """Post a non-blocking all-reduce of one byte."""
-        return _ReducedFlags(self, mask)
+    def flags(self, mask: int, note: float = 0.0) -> FlagsRequest:
+        """Post a non-blocking all-reduce of nine bytes."""
+        return _ReducedFlags(self, mask, note)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -37,6 +37,7 @@ from melissa.server.deep_learning.tensorboard import (
 )
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
 from melissa.server.deep_learning.training_loop import run_training, run_validation
+from melissa.server.deep_learning.training_share import TrainingShare
 from melissa.server.deep_learning.watermark import wait_for_watermark
 from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
@@ -143,7 +144,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._wait = PolledWait(self._ending, self._describe_study)
         self._checks: SampleChecks | None = None
         self._has_batch = True
-        self._flags = BatchFlags(self.comm, self._ending)
+        self._share = TrainingShare()
+        self._flags = BatchFlags(self.comm, self._ending, self._share)
         self._loss_check = LossCheck(self.dl_config["check_loss"])
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
@@ -233,6 +235,27 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
     def current_sample_count(self) -> int:
         """Number of samples that this rank has received so far."""
         return 0 if self._receiver is None else int(self._receiver.counters()["samples_received"])
+
+    @property
+    def progress(self) -> Any:
+        """How much of training is done, from 0 at its start to 1 in `on_train_end`; it never decreases.
+
+        For schedules of a learning rate and the like: a Reservoir's number of batches is not known. See
+        `melissa.server.deep_learning.training_share.TrainingShare` for what it counts. On several ranks it
+        is the same on all of them in the same batch, but with `drain` "all", where each has its own. A class
+        may use the name for something of its own.
+        """
+        if self._own_progress is not None:
+            return self._own_progress
+        if self.comm_size == 1 or self.dl_config["drain"] == "all":
+            self._share.raise_to(self._share.here())
+        return self._share.value
+
+    @progress.setter
+    def progress(self, value: Any) -> None:
+        self._own_progress = value
+
+    _own_progress: Any = None
 
     @property
     def num_server_proc(self) -> int:
@@ -336,6 +359,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self._run_train()
             self._flags.leave()
             self._progress.training_ends()
+            if self._ending.stop_reason is None:
+                self._share.end()
             self._on_train_end()
 
     def _run_train(self) -> None:
@@ -456,6 +481,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.nb_expected_batches = expectations.batches
         self._progress.batches_expected = expectations.batches
         self._progress.watermark = expectations.watermark
+        self._share.samples_expected = expectations.samples
 
     def __configure_data_collection(self) -> None:
         """Instantiates the data collection i.e buffer, dataset, and dataloader.
@@ -499,6 +525,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """
         self._receiver = open_receiver(self)
         self._is_receiving = True
+        self._share.follow(self.buffer, self._receiver, self._progress)
         self._accounting = TrainedAccounting(self._receiver, self._progress)
         self._checks = make_checks(self)
         join_dataset(self, self.__dataset, self._accounting, self._checks)

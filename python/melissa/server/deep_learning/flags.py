@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from melissa.server.communicator import Communicator, FlagsRequest
+from melissa.server.deep_learning.training_share import TrainingShare
 from melissa.server.ending import StudyEnding
 
 __all__ = ["BatchFlags", "TrainingFlag"]
@@ -20,7 +21,7 @@ class TrainingFlag(enum.IntFlag):
 
 
 class BatchFlags:
-    """One agreement of all ranks per batch.
+    """One agreement of all ranks per batch, also on how much of training is done.
 
     A rank may `post` its share when it has fetched a batch, and complete it by `agree` after the training
     step of the batch before: then what the ranks say to each other passes during that step. It may just as
@@ -28,9 +29,10 @@ class BatchFlags:
     afterwards nobody asks any more.
     """
 
-    def __init__(self, comm: Communicator, ending: StudyEnding) -> None:
+    def __init__(self, comm: Communicator, ending: StudyEnding, share: TrainingShare | None = None) -> None:
         self._comm = comm
         self._ending = ending
+        self._share = share or TrainingShare()
         self._posted: FlagsRequest | None = None
         self._agreed = TrainingFlag(0)
 
@@ -51,7 +53,7 @@ class BatchFlags:
             mine |= TrainingFlag.NO_BATCH
         if self._ending.checkpoint_wanted:
             mine |= TrainingFlag.CHECKPOINT
-        self._posted = self._comm.flags(mine)
+        self._posted = self._comm.flags(mine, self._share.here())
 
     def agree(self, has_batch: bool) -> bool:
         """Complete what was posted, or give `has_batch` as this rank's share; say whether all have one."""
@@ -60,8 +62,10 @@ class BatchFlags:
         if self._posted is None:
             self.post(has_batch)
             assert self._posted is not None
-        self._agreed = TrainingFlag(self._posted.result())
+        mask, share = self._posted.result()
         self._posted = None
+        self._agreed = TrainingFlag(mask)
+        self._share.raise_to(share)
         return not self.has_ended
 
     def leave(self) -> None:
