@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from melissa.exceptions import UnsupportedConfiguration
+from melissa.exceptions import FatalError, TrainingError, UnsupportedConfiguration
 from melissa.server.deep_learning.torch_server import TorchServer, checkpoint
 from melissa.server.link import install_link
 
@@ -109,6 +109,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(server, tmp_path
     with pytest.raises(OSError, match="No space left"):
         server.checkpoint(4)
     assert torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)["batch"] == 3
+
+
+def test_the_echo_of_another_ranks_end_says_that_it_is_one(server, monkeypatch):
+    def train():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:4711")
+
+    monkeypatch.setattr(server, "train", train)
+    monkeypatch.setattr(server, "comm_size", 2)
+    monkeypatch.setattr(TorchServer, "PATIENCE", 0.01)
+    with pytest.raises(TrainingError, match=r"rank 0 has lost the connection .* Connection closed by peer"):
+        server._run_train()
+    # The failure itself, once it is known, is told in the place of its echo.
+    server._ending.fail(FatalError("server rank 1 has died"))
+    with pytest.raises(FatalError, match="rank 1 has died"):
+        server._run_train()
 
 
 def test_importing_it_needs_no_torch():

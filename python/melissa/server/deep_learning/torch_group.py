@@ -16,7 +16,7 @@ from melissa.server.deep_learning.torch_places import Place
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["abort_group", "close_group", "group_exists", "open_group", "says_peer_lost"]
+__all__ = ["close_group", "group_exists", "open_group", "says_peer_lost"]
 
 logger = logging.getLogger("melissa")
 
@@ -119,23 +119,14 @@ def _listen(place: Place, master: tuple[str, int] | None) -> socket.socket:
 
 
 def close_group() -> None:
-    """Leave the process group in order."""
-    import torch.distributed as dist
+    """Leave the process group in order.
 
-    dist.destroy_process_group()
-
-
-def abort_group() -> None:
-    """Close this rank's connections at once: ranks that wait for it in a collective then fail, too.
-
-    To destroy the group would not do that as long as a wrapped model refers to it.
+    After a failure the end of the process does it: nothing less closes the connections of gloo, by which the
+    other ranks notice.
     """
     import torch.distributed as dist
 
-    group = dist.group.WORLD
-    # Absent in older versions of torch: there the end of the process closes the connections.
-    if hasattr(group, "abort"):
-        group.abort()
+    dist.destroy_process_group()
 
 
 def says_peer_lost(error: RuntimeError) -> bool:

@@ -74,6 +74,9 @@ class TorchServer(DeepMelissaServer):
         construction on.
     """
 
+    PATIENCE = 2.0
+    """Seconds in which the failure of another rank becomes known here, after its connections were lost."""
+
     _has_default_batch = True
     _can_drain_all = True
 
@@ -229,7 +232,7 @@ class TorchServer(DeepMelissaServer):
 
     def _say_who_is_lost(self, error: RuntimeError) -> None:
         """Raise what has failed elsewhere, of which `error`, in a collective of torch, is but the echo."""
-        deadline = time.monotonic() + 2.0
+        deadline = time.monotonic() + self.PATIENCE
         while time.monotonic() < deadline:
             self._ending.check()
             time.sleep(0.05)
@@ -270,9 +273,7 @@ class TorchServer(DeepMelissaServer):
                 self._model = wrapped
 
     def _server_finalize(self, exit_: int = 0) -> None:
-        """Finalizes the server operations; ranks part here, in order or, after a failure, at once."""
-        if self._has_own_group and exit_ == 1:
-            torch_group.abort_group()
+        """Finalizes the server operations; ranks part here, unless training has failed."""
         DeepMelissaServer._server_finalize(self, exit_)
         if self._has_own_group and exit_ != 1:
             torch_group.close_group()
