@@ -29,7 +29,7 @@ export PYO3_PYTHON := $(BIN)/python
 # The tests start `python` and `mpiexec`: those of the environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help demo test lint rust-test models python-test verify bench wheel clean tools environment
+.PHONY: help demo test lint rust-test models python-test verify bench wheel clean tools packages environment
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -56,7 +56,7 @@ models: environment ## model checks of the core's concurrency, and whether they 
 	@STEP_DETAIL=1 $(STEP) "shuttle" ci/models.sh shuttle
 	@STEP_DETAIL=1 $(STEP) "planted defects" ci/verify/planted.sh
 
-python-test: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
+python-test: packages $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
 	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q
 
 verify: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the long forms of the proofs (docs/verification.md)
@@ -74,6 +74,9 @@ clean: ## remove what was built, and the environment of the checkout
 
 tools:
 	@ci/tools.sh
+
+packages:
+	@STEP_DETAIL=1 $(STEP) "packages of the system" ci/packages.sh
 
 environment: tools
 	@ci/environment.sh

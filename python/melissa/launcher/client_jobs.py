@@ -96,7 +96,7 @@ class ClientJobs:
         who = f"simulation {client.simulation_id}, attempt {client.attempt}"
         error = ""
         if job.is_alive:
-            logger.info(f"{who}: {job.state.name.lower()}, process {job.pid}")
+            logger.info(f"{who}: {job.state.name.lower()}, {job.identity}")
         else:
             del self._alive[job]
             error = "" if job.state is State.TERMINATED else last_lines(job.error, _STDERR_LINES)

@@ -376,7 +376,7 @@ class Launcher:
 
     def _on_server_job(self, job: Job) -> None:
         if job.is_alive:
-            logger.info(f"the server's job is {job.state.name.lower()}, process {job.pid}")
+            logger.info(f"the server's job is {job.state.name.lower()}, {job.identity}")
             if job.state is State.RUNNING and self._phase is Phase.STARTING and self._channel is None:
                 self._enter(Phase.STARTING, CONNECT_TIMEOUT, self._server_never_registered)
             return
@@ -513,7 +513,7 @@ class Launcher:
         if self._server.state is State.WAITING:
             return "its job waits for its start"
         if self._channel is None:
-            return f"its process {self._server.pid} runs, but has not connected to the launcher"
+            return f"its {self._server.identity} runs, but has not connected to the launcher"
         return "it has connected, and now imports and constructs the server class"
 
     def _server_never_registered(self) -> None:

@@ -12,13 +12,24 @@ from melissa.scheduler.job import JobKind
 from melissa.scheduler.local import LocalScheduler
 from melissa.scheduler.openmpi import OpenMpiScheduler
 from melissa.scheduler.scheduler import Scheduler
+from melissa.scheduler.slurm import SlurmScheduler
+from melissa.scheduler.slurm_steps import SlurmStepScheduler, in_allocation
 
 __all__ = ["SCHEDULERS", "default_job_limit", "make_scheduler", "nb_server_ranks"]
 
 logger = logging.getLogger("melissa")
 
-SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in (LocalScheduler, OpenMpiScheduler)}
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    kind.name: kind for kind in (LocalScheduler, OpenMpiScheduler, SlurmScheduler)
+}
 """The schedulers that there are, by name."""
+
+
+def _here(name: str) -> type[Scheduler]:
+    """Return the scheduler of that name that serves where this process stands."""
+    if name == SlurmScheduler.name and in_allocation():
+        return SlurmStepScheduler
+    return SCHEDULERS[name]
 
 
 def make_scheduler(launcher_config: Mapping[str, Any]) -> Scheduler:
@@ -28,7 +39,7 @@ def make_scheduler(launcher_config: Mapping[str, Any]) -> Scheduler:
         raise UnsupportedConfiguration(
             f'launcher_config.scheduler: there is no scheduler "{name}"; there is {", ".join(SCHEDULERS)}'
         )
-    scheduler = SCHEDULERS[name](job_options(launcher_config))
+    scheduler = _here(name)(job_options(launcher_config))
     ignored = [
         key
         for key in ("scheduler_arg", "scheduler_arg_server", "scheduler_arg_client")
@@ -47,5 +58,5 @@ def nb_server_ranks(launcher_config: Mapping[str, Any]) -> int | None:
 
 def default_job_limit(launcher_config: Mapping[str, Any]) -> int:
     """Return how many jobs may live at once, the server included, when the configuration does not say."""
-    scheduler = SCHEDULERS.get(launcher_config["scheduler"], Scheduler)
-    return scheduler.job_limit(job_options(launcher_config))
+    name = launcher_config["scheduler"]
+    return (_here(name) if name in SCHEDULERS else Scheduler).job_limit(job_options(launcher_config))

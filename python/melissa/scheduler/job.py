@@ -55,13 +55,15 @@ class JobRequest:
 class Job:
     """A submitted job; its scheduler's `poll` keeps the state up to date.
 
-    `exit_code` is the status of an ended job, or minus the number of the signal that ended it; `error` the
-    last lines of its stderr, or why it could not be started.
+    `pid` is its process on this machine, or `number` what the cluster calls it. `exit_code` is the status of
+    an ended job, or minus the number of the signal that ended it; `error` the last lines of its stderr, or
+    why it could not be started.
     """
 
     request: JobRequest
     state: State = State.WAITING
     pid: int | None = None
+    number: str | None = None
     exit_code: int | None = None
     error: str = ""
 
@@ -69,6 +71,11 @@ class Job:
     def name(self) -> str:
         """The name that the job was submitted under."""
         return self.request.name
+
+    @property
+    def identity(self) -> str:
+        """What to look for to see it: its process, or its number."""
+        return f"process {self.pid}" if self.number is None else f"job {self.number}"
 
     @property
     def is_alive(self) -> bool:

@@ -1,0 +1,78 @@
+"""Whole studies under a real Slurm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+ENDLESS = """
+declare()
+send(0)
+mark(f"sent.{SIMULATION}")
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_study_runs_as_batch_jobs(study, slurm_cluster):
+    study.configure(
+        {
+            "launcher_config.scheduler_arg": ["--time=10"],
+            "launcher_config.scheduler_arg_server": ["--ntasks=1"],
+            "launcher_config.scheduler_arg_client": ["-n", "1"],
+        }
+    )
+    study.succeed()
+    study.expect_ledger(4 * 5)
+    assert "the server's job is running, job " in study.launcher_log
+    assert "registered: process" in study.launcher_log
+    assert f"at {os.uname().nodename}:" in study.launcher_log
+    assert slurm_cluster.run("squeue", "-h") == ""
+
+
+FIRST_TIME_ENDLESS = """
+if os.environ["MELISSA_STUDY_EPOCH"] == "1":
+    declare()
+    send(0)
+    mark("here")
+    time.sleep(1000)
+solve(5)
+"""
+
+
+def test_a_server_that_is_killed_is_started_again(study):
+    study.solver(FIRST_TIME_ENDLESS)
+    launcher = study.start()
+    study.wait_for_mark("here")
+    os.kill(study.process("melissa.server"), signal.SIGKILL)
+    result = study.wait(launcher)
+    assert result.returncode == 0, study.logs()
+    assert "the server is started again: restart 1" in result.stderr
+    study.expect_ledger(4 * 5)
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(study, slurm_cluster, wait):
+    study.solver(ENDLESS)
+    launcher = study.start()
+    study.wait_for_mark("sent.0")
+    launcher.kill()
+    wait(lambda: slurm_cluster.run("squeue", "-h") == "", "an empty queue")
+    study.wait_for_no_process()
+
+
+def test_in_an_allocation_a_study_runs_as_steps_of_it(study):
+    study.config_path.write_text(json.dumps(study.config))
+    launcher = [sys.executable, "-m", "melissa.launcher", "--config_name", str(study.config_path)]
+    result = subprocess.run(
+        ["salloc", "-Q", "-n", "3", *launcher],
+        env=study.environment(),
+        cwd=study.project,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr + study.logs()
+    study.expect_ledger(4 * 5)
+    assert "the server's job is running, process " in study.launcher_log
