@@ -89,6 +89,9 @@ def test_each_scalar_is_told_also_when_nothing_is_written(tmp_path, monkeypatch)
     tb_logger.on_scalar = lambda tag, value: told.append((tag, value))
     tb_logger.log_scalar("Loss/train", np.float32(0.5), 1)
     tb_logger.log_histogram("weights", [1.0])
+    # Studies write layouts and graphs without asking whether anything is written.
+    tb_logger.writer.add_custom_scalars({"Losses": {"both": ["Multiline", ["Loss/train"]]}})
+    assert not tb_logger.writer
     tb_logger.close()
     assert told == [("Loss/train", 0.5)]
     assert not (tmp_path / "tensorboard").exists()

@@ -21,6 +21,7 @@ from melissa.server.deep_learning.scalar_queue import ScalarQueue
 
 __all__ = [
     "EventWriter",
+    "SilentWriter",
     "TensorboardLogger",
     "TorchTensorboardLogger",
     "check_conversion",
@@ -140,6 +141,18 @@ class EventWriter:
         self._file.close()
 
 
+class SilentWriter:
+    """Takes the place of a writer where nothing is written: it has every method, and none does anything."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
+
+    def __bool__(self) -> bool:
+        return False
+
+
 class TensorboardLogger:
     """Logs of one server rank, in ``tensorboard/gpu_<rank>`` of the working directory.
 
@@ -197,8 +210,8 @@ class TensorboardLogger:
 
     @property
     def writer(self) -> Any:
-        """What writes the events: torch's ``SummaryWriter`` or an `EventWriter`; None if nothing does."""
-        return self._writer
+        """What writes the events: torch's ``SummaryWriter``, an `EventWriter`, or a `SilentWriter`."""
+        return SilentWriter() if self._writer is None else self._writer
 
     def _write(self, action: Callable[[Any], None]) -> None:
         writer = self._writer
