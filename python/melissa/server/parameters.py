@@ -126,6 +126,14 @@ class BaseExperiment(ABC):
         self._nb_drawn += 1
         return np.array(drawn)
 
+    def sample_further(self, nb_samples: int) -> NDArray[Any]:
+        """Return points that are none of `parameters`, shape ``(nb_samples, nb_params)``.
+
+        Those of all simulations are sampled before, so that they do not depend on this.
+        """
+        self.parameters  # noqa: B018
+        return self._sampled(nb_samples)
+
     def process_drawn(self, parameters: ArrayLike) -> list[Any]:
         """Return what was drawn as the words that the solver's command line gets: here the plain numbers.
 
