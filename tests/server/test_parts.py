@@ -16,6 +16,7 @@ from melissa.server.deep_learning.reservoir import BufferType
 from melissa.server.distribution import steps_of_rank
 from melissa.server.ending import StudyEnding
 from melissa.server.environment import StudyEnvironment
+from melissa.server.figures import RankFigures
 from melissa.server.parameter_registry import ParameterRegistry, numeric_parameters, plain_list
 from melissa.server.progress import StudyProgress
 from melissa.server.report import StudyReport
@@ -220,7 +221,7 @@ def test_no_thread_dies_without_a_word(monkeypatch, log, name, ends_the_study):
 # The report.
 
 
-def report(validation=None, **ledger):
+def report(validation=None, nb_ranks=1, **ledger):
     figures = {
         "declared": 100, "trained": 90, "dropped_client_failed": 4, "dropped_stopped_early": 0,
         "dropped_untrained": 6, "duplicates_refused": 2,
@@ -231,16 +232,13 @@ def report(validation=None, **ledger):
         progress.delivered(20)
     progress.training_ends()
     control = SimpleNamespace(count=lambda *statuses: 3, nb_resubmitted=1, nb_given_up=2)
-    counters = {"samples_received": 96, "room_wait_s": 0.25}
-    return StudyReport.of_study(
-        planned=4,
-        control=control,
-        ledger=figures,
-        counters=counters,
-        progress=progress,
-        rank=0,
-        validation=validation,
+    receiver = SimpleNamespace(
+        ledger=lambda reason: figures,
+        counters=lambda: {"samples_received": 96, "room_wait_s": 0.25},
+        reception_over=True,
     )
+    ranks = [RankFigures.of(rank, progress, receiver, final_reason="untrained") for rank in range(nb_ranks)]
+    return StudyReport.of_study(planned=4, control=control, ranks=ranks, validation=validation)
 
 
 def test_the_report_has_the_documented_form(tmp_path):
@@ -261,6 +259,15 @@ def test_the_report_has_the_documented_form(tmp_path):
     assert content["ranks"][0]["ledger"] == content["ledger"]
     assert any("trained" in line and "90" in line for line in made.table())
     assert "waited for data" in made.waits()
+
+
+def test_the_reports_figures_are_the_sums_over_the_ranks_which_stand_beside_them():
+    content = report(nb_ranks=3).content
+    assert [rank["rank"] for rank in content["ranks"]] == [0, 1, 2]
+    assert content["ledger"]["dropped"] == {"client_failed": 12, "stopped_early": 0, "untrained": 18}
+    assert (content["batches"], content["samples_received"]) == (15, 288)
+    assert content["ranks"][2]["ledger"]["trained"] == 90
+    assert content["waits"]["receiver_for_room_s"] == 0.75
 
 
 def test_what_a_study_says_of_its_model_stands_in_the_report_as_json_can_have_it():

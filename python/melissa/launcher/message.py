@@ -45,10 +45,12 @@ class Message:
     """Base of all messages."""
 
     known: ClassVar[dict[str, type[Message]]] = {}
+    """The messages of a family, by name; a class that has a dictionary of its own is the base of another."""
 
     def __init_subclass__(cls) -> None:
         """Make the message known to `decode`."""
-        Message.known[cls.__name__] = cls
+        if "known" not in cls.__dict__:
+            cls.known[cls.__name__] = cls
 
     def to_dict(self) -> dict[str, Any]:
         """The message as the dictionary that `Channel.send` takes."""
@@ -99,13 +101,13 @@ class CancelClient(Message):
 
 @dataclass(frozen=True)
 class Progress(Message):
-    """How far the study is.
+    """How far the study is; figures are sums over the server's ranks.
 
     Keys of `values`: ``simulations_planned``, ``_running``, ``_finished``, ``_failed``, ``_resubmitted``;
-    ``samples_received``, ``samples_trained``, ``samples_expected`` and ``batches``, ``batches_expected`` (-1
-    where not known); ``samples_per_second``, ``batches_per_second``; ``population``, ``capacity``,
-    ``watermark`` (samples); ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses``
-    (tag -> value); ``phase``.
+    ``samples_received``, ``samples_trained``, ``samples_delivered``, ``samples_expected`` and ``batches``,
+    ``batches_expected`` (-1 where not known); ``samples_per_second``, ``batches_per_second``;
+    ``population``, ``capacity``, ``watermark`` (samples), and ``populations``, one for each rank;
+    ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses`` (tag -> value); ``phase``.
     """
 
     values: dict[str, Any]
@@ -167,6 +169,11 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "int": (_is_integer, "an integer"),
     "int | None": (lambda value: value is None or _is_integer(value), "an integer or null"),
+    "list[float]": (
+        lambda value: isinstance(value, list) and all(isinstance(entry, float | int) for entry in value),
+        "a list of numbers",
+    ),
+    "list[Any]": (lambda value: isinstance(value, list), "a list"),
     "list[str]": (
         lambda value: isinstance(value, list) and all(isinstance(entry, str) for entry in value),
         "a list of strings",
@@ -177,8 +184,10 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def decode(data: bytes | str | Mapping[str, Any]) -> Message:
+def decode(data: bytes | str | Mapping[str, Any], family: type[Message] = Message) -> Message:
     """Make the message that `data` holds; it is JSON text or the dictionary that came off a `Channel`.
+
+    `family` is the base of the messages that may come.
 
     Keys that a message does not have are left out, so that a newer peer may say more. `ProtocolError` says
     which field is wrong, what came and what was expected.
@@ -187,16 +196,13 @@ def decode(data: bytes | str | Mapping[str, Any]) -> Message:
         try:
             data = json.loads(data)
         except ValueError as error:
-            raise ProtocolError(f"a message between launcher and server is not JSON: {error}") from error
+            raise ProtocolError(f"a message is not JSON: {error}") from error
     if not isinstance(data, Mapping):
-        raise ProtocolError(f"a message between launcher and server must be an object, not {data!r:.200}")
+        raise ProtocolError(f"a message must be an object, not {data!r:.200}")
     name = data.get("type")
-    kind = Message.known.get(name) if isinstance(name, str) else None
+    kind = family.known.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ProtocolError(
-            f"unknown message {name!r:.200} between launcher and server; "
-            f"known: {', '.join(sorted(Message.known))}"
-        )
+        raise ProtocolError(f"unknown message {name!r:.200}; known: {', '.join(sorted(family.known))}")
     values = {}
     for entry in fields(kind):
         if entry.name not in data:

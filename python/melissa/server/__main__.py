@@ -13,11 +13,13 @@ import melissa
 from melissa.exceptions import MelissaError
 from melissa.launcher.config import load_config
 from melissa.server.base_server import BaseServer
-from melissa.server.communicator import process_rank
+from melissa.server.communicator import number_of_ranks, process_rank
 from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.environment import StudyEnvironment
-from melissa.server.failure import report_failure
-from melissa.server.link import LauncherLink, launcher_link
+from melissa.server.failure import Team, report_failure
+from melissa.server.link import Link, launcher_link
+from melissa.server.ranks.deadline import leave_at_once
+from melissa.server.ranks.joining import Ranks, server_ranks
 from melissa.server.signals import SignalWatch
 from melissa.server.study_file import load_server_class
 from melissa.utility.logger import configure_logger
@@ -41,8 +43,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _configure_log(environment: StudyEnvironment, verbosity: int) -> None:
-    file = environment.output_dir / f"melissa_server_{process_rank()}.log"
-    configure_logger(file, verbosity, terminal=True)
+    rank = process_rank()
+    file = environment.output_dir / f"melissa_server_{rank}.log"
+    configure_logger(file, verbosity, terminal=rank == 0)
 
 
 def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
@@ -53,7 +56,7 @@ def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> 
     return server_class(config)
 
 
-def watch_threads(ending: StudyEnding, link: LauncherLink | None) -> None:
+def watch_threads(ending: StudyEnding, link: Link | None, ranks: Team | None = None) -> None:
     """See to it that no thread dies without a word; the death of one of the server's own ends the study."""
 
     def died(arguments: threading.ExceptHookArgs) -> None:
@@ -64,7 +67,7 @@ def watch_threads(ending: StudyEnding, link: LauncherLink | None) -> None:
         logger.error(f"thread {name} died of {type(error).__name__}: {error}", exc_info=error)
         if name.startswith("melissa-"):
             ending.fail(error)
-            report_failure(error, link)
+            report_failure(error, link, ranks)
 
     threading.excepthook = died
 
@@ -79,22 +82,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     signals = SignalWatch()
     _configure_log(environment, 3)
-    link = None
+    link: Link | None = None
+    ranks: Ranks | None = None
     try:
         link = launcher_link()
+        # Before the user's code: what fails there on one rank ends all.
+        ranks = server_ranks(link)
         os.chdir(environment.output_dir)
         server = _make_server(options, environment)
         signals.attach(server._ending)
-        watch_threads(server._ending, link)
+        watch_threads(server._ending, link, ranks)
         server.start()
     except StudyInterrupted as interruption:
         logger.info(f"the server ends before the study has begun: {interruption}")
-        return interruption.status
+        return _leave(interruption.status, ranks)
     except BaseException as error:
         # SystemExit of the user's code as well: a server that leaves without a word would hang the study.
-        report_failure(error, link)
-        return 1
+        report_failure(error, link, ranks)
+        return _leave(1, ranks)
     return server.exit_status
+
+
+def _leave(status: int, ranks: Ranks | None) -> int:
+    """End after a failure: one of several ranks leaves without MPI's farewell, to which some may not come."""
+    if ranks is not None:
+        ranks.end()
+    if number_of_ranks() > 1:
+        leave_at_once(status)
+    return status
 
 
 if __name__ == "__main__":

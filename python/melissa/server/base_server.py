@@ -18,11 +18,14 @@ from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
 from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import report_failure
-from melissa.server.link import LauncherLink, launcher_link
+from melissa.server.figures import RankFigures
+from melissa.server.link import Link, launcher_link
 from melissa.server.offline import run_offline
 from melissa.server.parameter_registry import ParameterRegistry
 from melissa.server.parameters import make_parameter_sampler
 from melissa.server.progress import StudyProgress
+from melissa.server.ranks.agent import AgentLink, RankAgent
+from melissa.server.ranks.joining import server_ranks
 from melissa.server.simulation import PartialSimulationData, Simulation
 
 __all__ = ["BaseServer"]
@@ -85,10 +88,16 @@ class BaseServer(ABC):
         self._ending = StudyEnding()
         self._progress = StudyProgress()
         self._registry = ParameterRegistry()
-        self._link: LauncherLink | None = launcher_link()
         self._control: StudyControl | None = None
-
+        self._link: Link | None = launcher_link()
         self.comm = make_communicator(check=self._check_ending)
+        self._ranks = server_ranks(self._link)
+        if self._ranks is not None:
+            # Twice the ping period is death, as it is for the launcher.
+            timeout = 2 * launcher_config["server_timeout"]
+            self._ranks.attach(self._ending, timeout, lambda: self._server_finalize(1))
+        if isinstance(self._ranks, RankAgent):
+            self._link = AgentLink(self._ranks)
         self.rank = self.comm.rank
         self.comm_size = self.comm.size
         self.client_comm_size = 1
@@ -187,8 +196,11 @@ class BaseServer(ABC):
     # The launcher, as study code of 2023 addresses it.
 
     @property
-    def launcherfd(self) -> LauncherLink | None:
-        """The link to the launcher; None where no launcher has started this process."""
+    def launcherfd(self) -> Link | None:
+        """The link to the launcher; None where no launcher has started this process.
+
+        On a server rank other than 0 it takes messages, and drops them: rank 0 alone talks to the launcher.
+        """
         return self._link
 
     def encode_msg(self, message: Message) -> bytes:
@@ -204,14 +216,14 @@ class BaseServer(ABC):
     def _check_ending(self) -> None:
         self._ending.check()
 
-    def _needed_link(self) -> LauncherLink:
+    def _needed_link(self) -> Link:
         if self._link is None:
             StudyEnvironment.read()  # says which variable is missing
             raise FatalError("this server has no link to a launcher")
         return self._link
 
     def _report_failure(self, error: BaseException) -> None:
-        report_failure(error, self._link)
+        report_failure(error, self._link, self._ranks)
 
     def _plan(self) -> StudyPlan:
         """Collect what the configuration says about running simulations."""
@@ -233,9 +245,10 @@ class BaseServer(ABC):
         self,
         receiver: Any,
         *,
-        population: Callable[[], int] = lambda: 0,
-        capacity: int = 0,
         listeners: Listeners,
+        figures: Callable[[], list[RankFigures]] | None = None,
+        settle: Callable[[], None] = lambda: None,
+        watch_ranks: Callable[[list[RankFigures], list[Simulation]], None] | None = None,
         control_class: type[StudyControl] = StudyControl,
     ) -> StudyControl:
         """Start the control thread: from now on clients are asked for."""
@@ -257,8 +270,9 @@ class BaseServer(ABC):
             ending=self._ending,
             report_failure=self._report_failure,
             listeners=listeners,
-            population=population,
-            capacity=capacity,
+            figures=figures,
+            settle=settle,
+            watch_ranks=watch_ranks,
         )
         self._control.start()
         return self._control

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from melissa.exceptions import FatalError, FaultToleranceError
 from melissa.launcher.message import CancelClient, JobUpdate, Message, Ping, Progress, Stop, SubmitClient
@@ -20,15 +20,14 @@ from melissa.scheduler.job import State
 from melissa.server.client_script import ClientScripts, command_line_token
 from melissa.server.ending import StudyEnding
 from melissa.server.extension_log import forward_extension_log
-from melissa.server.link import LauncherLink
+from melissa.server.figures import RankFigures, study_figures
+from melissa.server.link import Link
 from melissa.server.parameter_registry import ParameterRegistry, numeric_parameters, plain_list
-from melissa.server.progress import StudyProgress
+from melissa.server.progress import StudyProgress, StudyRates
 from melissa.server.simulation import Simulation, SimulationStatus
+from melissa.server.study_receiver import ReceptionState, StudyReceiver
 from melissa.utility.channel import ChannelClosed
 from melissa.utility.process import describe_exit
-
-if TYPE_CHECKING:
-    from melissa._melissa import Receiver, SimulationState
 
 __all__ = ["Draw", "Listeners", "StudyControl", "StudyPlan"]
 
@@ -78,12 +77,12 @@ class StudyControl:
 
     `draw` gives one client's parameters and is called in the control thread; `report_failure`
     tells the launcher of an error of this thread at once, since training may be far from its next look at
-    `ending`.
+    `ending`. `figures` gives those of all server ranks. Where there are several, `settle` returns when this
+    one knows all that the others know, and `watch_ranks` looks for ranks that wait for each other.
     """
 
     POLL_INTERVAL = 0.05  # seconds, as all below
     PROGRESS_PERIOD = 0.5
-    RATE_WINDOW = 5.0
     REMINDER_PERIOD = 30.0
     STOP_GRACE = 2.0
     CANCEL_GRACE = 10.0
@@ -96,15 +95,16 @@ class StudyControl:
         *,
         draw: Callable[[], Draw],
         scripts: ClientScripts,
-        receiver: Receiver,
-        link: LauncherLink,
+        receiver: StudyReceiver,
+        link: Link,
         registry: ParameterRegistry,
         progress: StudyProgress,
         ending: StudyEnding,
         report_failure: Callable[[BaseException], None],
         listeners: Listeners | None = None,
-        population: Callable[[], int] = lambda: 0,
-        capacity: int = 0,
+        figures: Callable[[], list[RankFigures]] | None = None,
+        settle: Callable[[], None] = lambda: None,
+        watch_ranks: Callable[[list[RankFigures], list[Simulation]], None] | None = None,
     ) -> None:
         self._plan = plan
         self._draw_parameters = draw
@@ -116,8 +116,9 @@ class StudyControl:
         self._ending = ending
         self._report_failure = report_failure
         self._listeners = listeners or Listeners()
-        self._population = population
-        self._capacity = capacity
+        self._figures = figures or (lambda: [RankFigures.of(0, progress, receiver)])
+        self._settle = settle
+        self._watch_ranks = watch_ranks
 
         self.simulations: dict[int, Simulation] = {}
         """Every simulation that was asked for so far."""
@@ -139,7 +140,7 @@ class StudyControl:
         self._launcher_heard_at = time.monotonic()
         self._progress_at = 0.0
         self._reminder_at = time.monotonic()
-        self._history: deque[tuple[float, int, int]] = deque()
+        self._rates = StudyRates()
         self._finishing = threading.Event()
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="melissa-control", daemon=True)
@@ -272,7 +273,8 @@ class StudyControl:
             simulation.job_since = time.monotonic()
         if not update.job_state.is_final:
             return
-        # What the client's last messages did is known to the receiver before its job can have ended.
+        # What the client's last messages did is known to every receiver before its job can have ended.
+        self._settle()
         self._follow(0.0)
         simulation.has_job = simulation.job_is_running = False
         self._cancelled_at.pop(simulation.id, None)
@@ -373,7 +375,7 @@ class StudyControl:
         for state in self._receiver.changes(timeout):
             self._update_simulation(state)
 
-    def _update_simulation(self, state: SimulationState) -> None:
+    def _update_simulation(self, state: ReceptionState) -> None:
         simulation = self.simulations.get(state.simulation_id)
         if simulation is None or state.attempt != simulation.attempt or simulation.is_final:
             return
@@ -580,43 +582,15 @@ class StudyControl:
     # Progress.
 
     def _tell_progress(self, now: float) -> None:
-        counters = self._receiver.counters()
-        progress = self._progress.snapshot()
-        samples, batches = progress["samples_delivered"], progress["batches"]
-        self._history.append((now, samples, batches))
-        while len(self._history) > 2 and now - self._history[0][0] > self.RATE_WINDOW:
-            self._history.popleft()
-        since, samples_then, batches_then = self._history[0]
-        elapsed = max(now - since, 1e-9)
-        phase = progress["phase"]
-        if phase == "training" and self._is_over:
-            phase = "draining"
-        self._link.send(
-            Progress(
-                self._simulation_figures()
-                | {
-                    "samples_received": int(counters["samples_received"]),
-                    "samples_trained": int(self._receiver.ledger()["trained"]),
-                    "samples_expected": int(counters.get("expected_samples", -1)),
-                    "batches": batches,
-                    "batches_expected": progress["batches_expected"],
-                    "samples_per_second": (samples - samples_then) / elapsed
-                    if len(self._history) > 1
-                    else 0.0,
-                    "batches_per_second": (batches - batches_then) / elapsed
-                    if len(self._history) > 1
-                    else 0.0,
-                    "population": self._population(),
-                    "capacity": self._capacity,
-                    "watermark": self._progress.watermark,
-                    "trainer_wait_s": progress["trainer_wait_s"],
-                    "receiver_wait_s": counters.get("room_wait_s", 0.0),
-                    "losses": progress["losses"],
-                    "phase": phase,
-                }
-            )
-        )
-        self._listeners.tick(counters)
+        figures = self._figures()
+        values = study_figures(figures)
+        values |= self._rates.at(now, values["samples_delivered"], values["batches"])
+        phase = self._progress.phase
+        values["phase"] = "draining" if phase == "training" and self._is_over else phase
+        self._link.send(Progress(self._simulation_figures() | values))
+        self._listeners.tick(figures[0].counters)
+        if self._watch_ranks is not None:
+            self._watch_ranks(figures, self._live_jobs())
 
     def _simulation_figures(self) -> dict[str, Any]:
         counts = self.simulation_counts()

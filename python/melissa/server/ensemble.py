@@ -4,60 +4,58 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from melissa.server.control import StudyControl
 from melissa.server.ending import StudyEnding
-from melissa.server.extension_log import forward_extension_log
-from melissa.server.progress import StudyProgress
+from melissa.server.figures import RankFigures
 from melissa.server.report import StudyReport
+from melissa.server.study_receiver import StudyReceiver
 
-if TYPE_CHECKING:
-    from melissa._melissa import Buffer, Receiver
-
-__all__ = ["Ensemble"]
+__all__ = ["CloseLedgers", "Ensemble"]
 
 logger = logging.getLogger("melissa")
+
+CloseLedgers = Callable[[str, float | None], Sequence[RankFigures]]
 
 
 class Ensemble:
     """A running ensemble of `planned` simulations, from its first client to the report.
 
     The report is written to ``study_report.json`` in the working directory; what `validation` gives in the
-    end stands in it under that name.
+    end stands in it under that name. ``close_ledgers(final_reason, timeout)`` closes the ledgers of all
+    server ranks and returns the ranks' last figures; it waits for them no longer than a `timeout`.
     """
+
+    ABORT_TIMEOUT = 2.0
+    """Seconds to wait for the last figures of other ranks after a failure."""
 
     def __init__(
         self,
-        buffer: Buffer,
-        receiver: Receiver,
+        receiver: StudyReceiver,
         control: StudyControl,
-        progress: StudyProgress,
         ending: StudyEnding,
+        close_ledgers: CloseLedgers,
         *,
         planned: int,
-        rank: int = 0,
         validation: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self._buffer = buffer
         self.receiver = receiver
         self.control = control
-        self._progress = progress
         self._ending = ending
+        self._close_ledgers = close_ledgers
         self._planned = planned
-        self._rank = rank
         self._validation = validation
 
-    def finish(self) -> StudyReport:
+    def finish(self, has_received_all: bool) -> StudyReport:
         """End the ensemble in order, once training has ended: wait for the clients, close the ledger.
 
         A training that has ended before all simulations have ends them early. Raises what failed meanwhile,
         and `FatalError` when the ledger does not balance.
         """
-        # The receiver closes the buffer first, and says a moment later that reception is over.
-        if not self._buffer.closed and not self.receiver.reception_over:
+        if not has_received_all:
             self._ending.stop("training has ended before all simulations have")
         self.control.finish()
         report = self._close_ledger("untrained" if self._ending.stop_reason is None else "stopped_early")
@@ -74,7 +72,7 @@ class Ensemble:
 
         def close_ledger() -> None:
             nonlocal report
-            report = self._close_ledger("stopped_early")
+            report = self._close_ledger("stopped_early", self.ABORT_TIMEOUT)
 
         def write() -> None:
             if report is not None:
@@ -88,20 +86,12 @@ class Ensemble:
                 logger.warning("while the study ended after a failure:", exc_info=True)
         return report
 
-    def close(self) -> None:
-        """End the thread that receives."""
-        self.receiver.close()
-        forward_extension_log()
-
-    def _close_ledger(self, final_reason: str) -> StudyReport:
-        """Close the ledger, and log the report's table."""
+    def _close_ledger(self, final_reason: str, timeout: float | None = None) -> StudyReport:
+        """Close the ledgers, and log the report's table."""
         report = StudyReport.of_study(
             planned=self._planned,
             control=self.control,
-            ledger=self.receiver.ledger(final_reason),
-            counters=self.receiver.counters(),
-            progress=self._progress,
-            rank=self._rank,
+            ranks=self._close_ledgers(final_reason, timeout),
             validation=self._validation(),
         )
         for line in report.table():

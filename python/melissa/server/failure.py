@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import traceback
 from pathlib import Path
+from typing import Protocol
 
-from melissa.exceptions import MelissaError, RankLostError
+from melissa.exceptions import FatalError, MelissaError, RankLostError
 from melissa.launcher.message import Failure
-from melissa.server.link import LauncherLink
+from melissa.server.link import Link
+from melissa.server.ranks.message import RankFailure
 from melissa.utility.channel import ChannelClosed
 
-__all__ = ["report_failure", "user_traceback"]
+__all__ = ["OtherRankFailed", "Team", "failure_of", "report_failure", "tell_launcher", "user_traceback"]
 
 logger = logging.getLogger("melissa")
 
@@ -56,20 +58,61 @@ def _is_ours(frame: traceback.FrameSummary) -> bool:
     return name.startswith("<frozen ") or Path(name).is_relative_to(_PACKAGE)
 
 
-def report_failure(error: BaseException, link: LauncherLink | None) -> None:
-    """Log `error` with its traceback and tell the launcher; a second call for the same study does nothing.
+class OtherRankFailed(FatalError):
+    """Another rank of the server has failed; it has told of it itself."""
 
-    Never raises: a launcher that is gone cannot be told.
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(rank, text)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return f"server rank {self.rank} has failed: {self.args[1]}"
+
+
+class Team(Protocol):
+    """The other ranks of a server, as far as failures go."""
+
+    def has_failed_elsewhere(self) -> bool:
+        """Say whether another rank failed before this one."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank has failed."""
+
+
+def failure_of(error: BaseException, rank: int) -> RankFailure:
+    """Return the message that tells other ranks of `error`."""
+    return RankFailure(rank, type(error).__name__, str(error), user_traceback(error))
+
+
+def report_failure(error: BaseException, link: Link | None, ranks: Team | None = None) -> None:
+    """Log `error` with its traceback, tell the launcher and the other ranks.
+
+    A second call for the same study does nothing, nor does one for what is the consequence of another rank's
+    failure: that rank has told of it. Never raises: a launcher that is gone cannot be told.
     """
     if link is not None and link.failure_told:
+        return
+    if isinstance(error, OtherRankFailed):
+        logger.info(f"this rank ends: {error}")
+        return
+    if ranks is not None and not isinstance(error, MelissaError) and ranks.has_failed_elsewhere():
+        logger.info("as another rank has failed, this one fails, too", exc_info=error)
         return
     text = user_traceback(error)
     logger.error(f"the server fails: {type(error).__name__}: {error}\n{text}".rstrip())
     logger.debug("the complete traceback", exc_info=error)
-    if link is None:
+    if link is not None:
+        tell_launcher(link, Failure(type(error).__name__, str(error), text, isinstance(error, RankLostError)))
+    if ranks is not None:
+        ranks.fail(error)
+
+
+def tell_launcher(link: Link, failure: Failure) -> None:
+    """Tell the launcher of a failure, the first one only; never raises."""
+    if link.failure_told:
         return
     link.failure_told = True
     try:
-        link.send(Failure(type(error).__name__, str(error), text, isinstance(error, RankLostError)))
+        link.send(failure)
     except ChannelClosed as closed:
         logger.warning(f"the launcher could not be told of the failure: {closed}")

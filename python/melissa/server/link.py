@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from melissa.launcher.message import Message, Ping, decode
+from melissa.server.communicator import process_rank
 from melissa.server.environment import StudyEnvironment
 from melissa.utility.channel import Channel, ChannelClosed, connect
 
-__all__ = ["LauncherLink", "Pinger", "install_link", "launcher_link"]
+__all__ = ["LauncherLink", "Link", "Pinger", "install_link", "launcher_link"]
+
+
+class Link(Protocol):
+    """Where a server sends what is for the launcher: see `LauncherLink`."""
+
+    failure_told: bool
+
+    def send(self, message: Message | bytes) -> None: ...  # noqa: D102
+    def receive(self, timeout: float) -> Message | None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 class LauncherLink:
@@ -45,18 +57,21 @@ class LauncherLink:
         self._channel.close()
 
 
-_link: LauncherLink | None = None
+_link: Link | None = None
 
 
-def install_link(link: LauncherLink | None) -> None:
+def install_link(link: Link | None) -> None:
     """Make `link` the one that `launcher_link` returns; None to forget it."""
     global _link
     _link = link
 
 
-def launcher_link(environment: Mapping[str, str] = os.environ) -> LauncherLink | None:
-    """Return this process's link, made at the first call; None where no launcher has started the process."""
-    if _link is None and StudyEnvironment.is_given(environment):
+def launcher_link(environment: Mapping[str, str] = os.environ) -> Link | None:
+    """Return this process's link, made at the first call.
+
+    None where no launcher has started the process, and on a server rank other than 0.
+    """
+    if _link is None and StudyEnvironment.is_given(environment) and process_rank(environment) == 0:
         install_link(LauncherLink.connect(StudyEnvironment.read(environment)))
     return _link
 
@@ -64,7 +79,7 @@ def launcher_link(environment: Mapping[str, str] = os.environ) -> LauncherLink |
 class Pinger:
     """A thread that tells the launcher every `period` seconds that the server is alive."""
 
-    def __init__(self, link: LauncherLink, period: float) -> None:
+    def __init__(self, link: Link, period: float) -> None:
         self._link = link
         self._period = period
         self._stop = threading.Event()

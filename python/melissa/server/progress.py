@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Any
 
-__all__ = ["StudyProgress"]
+__all__ = ["StudyProgress", "StudyRates"]
 
 
 class StudyProgress:
@@ -29,6 +30,7 @@ class StudyProgress:
         self.samples_delivered = 0
         self.batches_expected: int | None = None
         self.trainer_wait_s = 0.0
+        self.waits_for_data = False
         self.watermark = 0
 
     def training_begins(self) -> None:
@@ -77,5 +79,28 @@ class StudyProgress:
                 "samples_delivered": self.samples_delivered,
                 "batches_expected": -1 if self.batches_expected is None else self.batches_expected,
                 "trainer_wait_s": self.trainer_wait_s,
+                "waits_for_data": self.waits_for_data,
                 "losses": dict(self._losses),
             }
+
+
+class StudyRates:
+    """Samples and batches per second, over the last seconds."""
+
+    WINDOW = 5.0  # seconds
+
+    def __init__(self) -> None:
+        self._history: deque[tuple[float, int, int]] = deque()
+
+    def at(self, now: float, samples: int, batches: int) -> dict[str, float]:
+        """Return the rates at `now` (monotonic), when so many had been trained in all."""
+        history = self._history
+        history.append((now, samples, batches))
+        while len(history) > 2 and now - history[0][0] > self.WINDOW:
+            history.popleft()
+        since, samples_then, batches_then = history[0]
+        elapsed = max(now - since, 1e-9)
+        return {
+            "samples_per_second": (samples - samples_then) / elapsed,
+            "batches_per_second": (batches - batches_then) / elapsed,
+        }

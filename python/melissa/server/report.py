@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import FatalError
+from melissa.server.figures import RankFigures, sum_of
 from melissa.server.simulation import SimulationStatus
 
 if TYPE_CHECKING:
     from melissa.server.control import StudyControl
-    from melissa.server.progress import StudyProgress
 
 __all__ = ["StudyReport"]
 
@@ -23,9 +24,41 @@ def _plain(value: Any) -> Any:
     return value.item() if callable(getattr(value, "item", None)) else str(value)
 
 
+def _figures(ranks: Sequence[RankFigures]) -> dict[str, Any]:
+    """Return the report's figures of one rank, or the sums over several; they train beside each other."""
+    ledger = sum_of([each.ledger for each in ranks])
+    counters = sum_of([each.counters for each in ranks])
+    training_seconds = max(each.training_seconds for each in ranks)
+    samples = sum(each.samples_delivered for each in ranks)
+    return {
+        "ledger": {
+            "declared": ledger["declared"],
+            "trained": ledger["trained"],
+            "dropped": {
+                "client_failed": ledger["dropped_client_failed"],
+                "stopped_early": ledger["dropped_stopped_early"],
+                "untrained": ledger["dropped_untrained"],
+            },
+            "duplicates_refused": ledger["duplicates_refused"],
+        },
+        "batches": sum(each.batches for each in ranks),
+        "samples_received": int(counters["samples_received"]),
+        "samples_delivered": samples,
+        "samples_per_second": round(samples / training_seconds, 3) if training_seconds > 0 else 0.0,
+        "waits": {
+            "trainer_for_data_s": round(sum(each.trainer_wait_s for each in ranks), 3),
+            "receiver_for_room_s": round(counters.get("room_wait_s", 0.0), 3),
+        },
+        "seconds": round(max(each.seconds for each in ranks), 3),
+    }
+
+
 @dataclass(frozen=True)
 class StudyReport:
-    """The content of ``study_report.json``: `content` has its form (see docs of the report, design §7)."""
+    """The content of ``study_report.json``: `content` has its form (see docs of the report, design §7).
+
+    `training_seconds` are those of all ranks together.
+    """
 
     content: dict[str, Any]
     training_seconds: float
@@ -36,50 +69,24 @@ class StudyReport:
         *,
         planned: int,
         control: StudyControl,
-        ledger: dict[str, int],
-        counters: dict[str, float],
-        progress: StudyProgress,
-        rank: int,
+        ranks: Sequence[RankFigures],
         validation: dict[str, Any] | None = None,
     ) -> StudyReport:
-        """Put the figures of a study of one rank together, once its ledger is closed.
+        """Put the figures of a study together, once the ledgers of its ranks are closed.
 
         `validation` is what the study's own class has to say, for instance how good its model is.
         """
-        training_seconds = progress.training_seconds
-        samples = progress.samples_delivered
-        figures = {
-            "ledger": {
-                "declared": ledger["declared"],
-                "trained": ledger["trained"],
-                "dropped": {
-                    "client_failed": ledger["dropped_client_failed"],
-                    "stopped_early": ledger["dropped_stopped_early"],
-                    "untrained": ledger["dropped_untrained"],
-                },
-                "duplicates_refused": ledger["duplicates_refused"],
-            },
-            "batches": progress.batches,
-            "samples_received": int(counters["samples_received"]),
-            "samples_delivered": samples,
-            "samples_per_second": round(samples / training_seconds, 3) if training_seconds > 0 else 0.0,
-            "waits": {
-                "trainer_for_data_s": round(progress.trainer_wait_s, 3),
-                "receiver_for_room_s": round(counters.get("room_wait_s", 0.0), 3),
-            },
-            "seconds": round(progress.seconds, 3),
-        }
         simulations = {
             "planned": planned,
             "finished": control.count(SimulationStatus.FINISHED),
             "failed": control.nb_given_up,
             "resubmitted": control.nb_resubmitted,
         }
-        content = {"simulations": simulations, **figures}
+        content = {"simulations": simulations, **_figures(ranks)}
         if validation:
             content["validation"] = json.loads(json.dumps(validation, default=_plain))
-        content["ranks"] = [{"rank": rank, **figures}]
-        return cls(content, training_seconds)
+        content["ranks"] = [{"rank": each.rank, **_figures([each])} for each in ranks]
+        return cls(content, sum(each.training_seconds for each in ranks))
 
     def check(self) -> None:
         """Check that every declared time step is trained or dropped; else `FatalError` has the figures."""
@@ -140,7 +147,8 @@ class StudyReport:
         """
         waits = self.content["waits"]
         trainer = waits["trainer_for_data_s"] / max(self.training_seconds, 1e-9)
-        receiver = waits["receiver_for_room_s"] / max(self.content["seconds"], 1e-9)
+        of_all_ranks = self.content["seconds"] * len(self.content["ranks"])
+        receiver = waits["receiver_for_room_s"] / max(of_all_ranks, 1e-9)
         return (
             f"the trainer waited for data {trainer:.1%} of its time since the watermark; the receiver for "
             f"room {receiver:.1%} of the study"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
-from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration
+from melissa.exceptions import ConfigurationFileError, FatalError, TrainingError, UnsupportedConfiguration
 from melissa.launcher.message import Finished, Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
@@ -26,7 +27,13 @@ from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_over
 from melissa.server.deep_learning.lanes import SampleChecks
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
 from melissa.server.deep_learning.rank_zero import rank_zero_only
-from melissa.server.deep_learning.reception import join_dataset, make_checks, make_ensemble, open_receiver
+from melissa.server.deep_learning.reception import (
+    join_dataset,
+    make_checks,
+    obey_rank_zero,
+    open_receiver,
+    start_ensemble,
+)
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
 from melissa.server.deep_learning.sample_source import PolledWait
 from melissa.server.deep_learning.tensorboard import (
@@ -41,7 +48,9 @@ from melissa.server.deep_learning.training_share import TrainingShare
 from melissa.server.deep_learning.watermark import wait_for_watermark
 from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
+from melissa.server.extension_log import forward_extension_log
 from melissa.server.link import Pinger
+from melissa.server.ranks.agent import RankAgent
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
 
 __all__ = [
@@ -141,12 +150,14 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._tb_logger: TensorboardLogger | None = None
         self._receiver: Receiver | None = None
         self._ensemble: Ensemble | None = None
-        self._wait = PolledWait(self._ending, self._describe_study)
+        self._wait = PolledWait(self._ending, self._describe_study, self._progress)
         self._checks: SampleChecks | None = None
         self._has_batch = True
         self._share = TrainingShare()
         self._flags = BatchFlags(self.comm, self._ending, self._share)
         self._loss_check = LossCheck(self.dl_config["check_loss"])
+        self._finalizing = threading.RLock()
+        self._has_finalized = False
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
 
@@ -286,12 +297,18 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 self._prepare()
                 self._server_online()
             except StudyInterrupted as interruption:
-                self._ending.stop(str(interruption), interruption.status)
+                self._take_interruption(interruption)
             self._server_finalize(self._ending.stop_status)
         except BaseException as error:
             self._report_failure(error)
             self._server_finalize(1)
             raise
+
+    def _take_interruption(self, interruption: StudyInterrupted) -> None:
+        """End the study in order before it has begun; several ranks cannot, each being somewhere else."""
+        if self._ranks is not None:
+            raise FatalError(f"{interruption} before all ranks of the server were ready") from interruption
+        self._ending.stop(str(interruption), interruption.status)
 
     def _prepare(self) -> None:
         """Do all that can fail before a client is asked for."""
@@ -383,21 +400,30 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self.__stop_pinger_thread()
             self._finalize_offline(exit_)
             return
-        self._progress.training_ends()
-        self.exit_status = exit_
-        if exit_ == 1:
-            self._finalize_after_failure()
-        else:
-            self._finalize_in_order(exit_)
-        self.__stop_pinger_thread()
-        logger.info(f"Server finalizing with status {exit_}")
+        # After a failure of another rank this may be called beside a main thread that is stuck.
+        with self._finalizing:
+            if self._has_finalized:
+                return
+            self._progress.training_ends()
+            self.exit_status = exit_
+            if exit_ == 1:
+                self._finalize_after_failure()
+            else:
+                self._finalize_in_order(exit_)
+            self.__stop_pinger_thread()
+            self._has_finalized = True
+            logger.info(f"Server finalizing with status {exit_}")
 
     def _finalize_in_order(self, exit_: int) -> None:
         report: dict[str, Any] = {}
+        # All ranks have trained their last batch when this one comes to know whether one has received all.
+        has_received_all = self.comm.any(self.__buffer is not None and self.__buffer.native.closed)
         if self._ensemble is not None:
-            report = self._ensemble.finish().content
+            report = self._ensemble.finish(has_received_all).content
         self._close_logs()
         self._needed_link().send(Finished(exit_, report))
+        if isinstance(self._ranks, RankAgent):
+            self._ranks.wait_for_end()
         self._close_reception()
 
     def _finalize_after_failure(self) -> None:
@@ -407,9 +433,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self._close_logs()
             if report is not None and self._link is not None:
                 self._link.send(Finished(1, report.content))
-            self._close_reception()
         except Exception:
             logger.warning("while the server ended after a failure:", exc_info=True)
+        self._close_reception()
 
     def _close_logs(self) -> None:
         if self._tb_logger is None:
@@ -421,8 +447,11 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             convert_tb_logs_to_df(self.rank)
 
     def _close_reception(self) -> None:
-        if self._ensemble is not None:
-            self._ensemble.close()
+        if self._ranks is not None:
+            self._ranks.end()
+        if self._receiver is not None:
+            self._receiver.close()
+            forward_extension_log()
         self._is_receiving = False
 
     # Pings.
@@ -529,20 +558,17 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._accounting = TrainedAccounting(self._receiver, self._progress)
         self._checks = make_checks(self)
         join_dataset(self, self.__dataset, self._accounting, self._checks)
+        listeners = Listeners(
+            simulation_finished=self._simulation_finished,
+            reception_over=self.__signal_end_of_reception,
+            tick=self._on_control_tick,
+        )
+        # A rank obeys before rank 0, which has all addresses then, can ask for a client.
+        obey_rank_zero(self, self._receiver, listeners)
         addresses = self.comm.allgather(self._receiver.address)
         if self.rank == 0:
             self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
-            control = self._start_control(
-                self._receiver,
-                population=lambda: len(self.buffer),
-                capacity=self.buffer.maxsize,
-                listeners=Listeners(
-                    simulation_finished=self._simulation_finished,
-                    reception_over=self.__signal_end_of_reception,
-                    tick=self._on_control_tick,
-                ),
-            )
-            self._ensemble = make_ensemble(self, self._receiver, control)
+            self._ensemble = start_ensemble(self, self._receiver, listeners)
 
     def _simulation(self, simulation_id: int) -> Simulation:
         known = {} if self._control is None else self._control.simulations

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from melissa._melissa import Receiver
-from melissa.server.control import StudyControl
+from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.deep_learning.hooks import sample_checks
 from melissa.server.deep_learning.lanes import SampleChecks
-from melissa.server.ensemble import Ensemble
+from melissa.server.ensemble import CloseLedgers, Ensemble
 from melissa.server.environment import StudyEnvironment
+from melissa.server.figures import RankFigures
+from melissa.server.ranks.agent import LocalReception, RankAgent
+from melissa.server.ranks.balance import RankBalance
+from melissa.server.ranks.hub import RankHub
+from melissa.server.ranks.receivers import RankedReceivers
+from melissa.server.study_receiver import RankReceiver, StudyReceiver
 from melissa.utility.addresses import bind_address
 
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
-__all__ = ["join_dataset", "make_checks", "make_ensemble", "open_receiver"]
+__all__ = ["join_dataset", "make_checks", "obey_rank_zero", "open_receiver", "start_ensemble"]
 
 logger = logging.getLogger("melissa")
 
@@ -71,15 +77,64 @@ def join_dataset(
         dataset.join_study(server._wait, accounting, server.batch_size, admit)
 
 
-def make_ensemble(server: DeepMelissaServer, receiver: Receiver, control: StudyControl) -> Ensemble:
-    """Put the parts of the running ensemble together."""
+def obey_rank_zero(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> None:
+    """Have rank 0 rule this rank's receiver; on rank 0, do nothing."""
+    if isinstance(server._ranks, RankAgent):
+        server._ranks.receive_with(
+            LocalReception(
+                cast(RankReceiver, receiver),
+                server.buffer.native,
+                server._registry,
+                server._progress,
+                simulation_finished=listeners.simulation_finished,
+                reception_over=listeners.reception_over,
+                tick=listeners.tick,
+            )
+        )
+
+
+def start_ensemble(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> Ensemble:
+    """Start the control thread, on rank 0: from now on clients are asked for."""
+
+    def own_figures(final_reason: str | None = None) -> RankFigures:
+        return RankFigures.of(
+            server.rank,
+            server._progress,
+            receiver,
+            population=len(server.buffer),
+            capacity=server.buffer.maxsize,
+            final_reason=final_reason,
+        )
+
+    def close_own_ledger(final_reason: str, timeout: float | None) -> list[RankFigures]:
+        return [own_figures(final_reason)]
+
+    everywhere: StudyReceiver = receiver
+    close_ledgers: CloseLedgers = close_own_ledger
+    if isinstance(server._ranks, RankHub):
+        ranked = RankedReceivers(
+            server._ranks,
+            cast(RankReceiver, receiver),
+            server.buffer.native,
+            server._registry,
+            own_figures,
+        )
+        everywhere, close_ledgers = ranked, ranked.close_ledgers
+        balance = RankBalance(ranked.lift_watermark, server.batch_size, server._plan().simulation_timeout)
+        control = server._start_control(
+            ranked,
+            listeners=listeners,
+            figures=ranked.figures,
+            settle=ranked.settle,
+            watch_ranks=balance.look,
+        )
+    else:
+        control = server._start_control(receiver, listeners=listeners, figures=lambda: [own_figures()])
     return Ensemble(
-        server.buffer.native,
-        receiver,
+        everywhere,
         control,
-        server._progress,
         server._ending,
+        close_ledgers,
         planned=server.nb_simulations,
-        rank=server.rank,
         validation=lambda: server.report_extra,
     )

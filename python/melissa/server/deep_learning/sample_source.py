@@ -12,6 +12,7 @@ from melissa._melissa import Sample
 from melissa.exceptions import EndOfData, WaitTimeout
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType
 from melissa.server.ending import StudyEnding
+from melissa.server.progress import StudyProgress
 from melissa.server.simulation import SimulationData
 
 __all__ = ["PolledWait", "SampleSource"]
@@ -30,23 +31,33 @@ class PolledWait:
         Looked at in each step: its error is raised, its stop ends the data.
     describe
         Says in one line where the study stands, for the log when a wait is long.
+    progress
+        Told of waits that take longer than a step.
     """
 
     STEP = 0.2  # seconds, as below
     REMINDER_PERIOD = 30.0
 
-    def __init__(self, ending: StudyEnding, describe: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self,
+        ending: StudyEnding,
+        describe: Callable[[], str] = lambda: "",
+        progress: StudyProgress | None = None,
+    ) -> None:
         self._ending = ending
         self._describe = describe
+        self._progress = progress or StudyProgress()
 
     def result_of(self, attempt: Callable[[float], T]) -> T | None:
         """Return what ``attempt(timeout)`` gives once it raises no `WaitTimeout`; None at the data's end."""
         start = time.perf_counter()
         reminder = start + self.REMINDER_PERIOD
+        self._progress.waits_for_data = False
         while not self._ending.check():
             try:
                 return attempt(self.STEP)
             except WaitTimeout:
+                self._progress.waits_for_data = True
                 now = time.perf_counter()
                 if now >= reminder:
                     reminder = now + self.REMINDER_PERIOD

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import logging
+import time
 from typing import TYPE_CHECKING
-
-from melissa.exceptions import WaitTimeout
-from melissa.server.deep_learning.sample_source import PolledWait
 
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
@@ -15,24 +14,40 @@ __all__ = ["wait_for_watermark"]
 
 logger = logging.getLogger("melissa")
 
+STEP = 0.2  # seconds, as below
+REMINDER_PERIOD = 30.0
+
+
+class _Flag(enum.IntFlag):
+    """A rank's share of one look at the watermark."""
+
+    BELOW = 1
+    STOP = 2
+
 
 def wait_for_watermark(server: DeepMelissaServer) -> bool:
-    """Wait on every rank until all have reached their watermark; False when the study is to stop."""
-    buffer = server.buffer
+    """Wait on every rank until all have reached their watermark; False when the study is to stop.
+
+    The ranks look together, several times a second, and come to the same answer.
+    """
+    buffer, ending = server.buffer, server._ending
     is_ready = False
-
-    def attempt(timeout: float) -> bool:
-        nonlocal is_ready
-        is_ready = is_ready or buffer.native.wait_ready(timeout)
-        if server.comm.any(not is_ready):
-            raise WaitTimeout("not every rank has reached its watermark")
-        return True
-
-    wait = PolledWait(server._ending, server._describe_study)
-    is_over = wait.result_of(attempt) is not None
-    # A stop ends reception, and so the wait for samples.
-    if not is_over or server._ending.check():
-        return False
+    start = reminder = time.perf_counter()
+    while True:
+        # A stop ends reception, and so the wait for samples.
+        is_ready = is_ready or ending.check() or buffer.native.wait_ready(STEP)
+        mine = _Flag(0) if is_ready else _Flag.BELOW
+        if ending.check():
+            mine |= _Flag.STOP
+        agreed = _Flag(server.comm.flags(mine).result()[0])
+        if _Flag.STOP in agreed:
+            return False
+        if _Flag.BELOW not in agreed:
+            break
+        now = time.perf_counter()
+        if now - reminder > REMINDER_PERIOD:
+            reminder = now
+            logger.info(f"training has waited {now - start:.0f} s for data: {server._describe_study()}")
     population, watermark = len(buffer), server._progress.watermark
     if buffer.native.closed and population < watermark:
         logger.warning(

@@ -1,0 +1,302 @@
+"""Rank 0's side of the channels between server ranks: who has joined, what they said, who failed."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from melissa.exceptions import FatalError, ProtocolError, RankLostError
+from melissa.launcher.message import Failure, decode
+from melissa.server.ending import StudyEnding
+from melissa.server.failure import OtherRankFailed, failure_of, tell_launcher
+from melissa.server.figures import RankFigures
+from melissa.server.link import Link
+from melissa.server.ranks.deadline import LastResort
+from melissa.server.ranks.message import (
+    Alive,
+    Done,
+    EndOfStudy,
+    Figures,
+    Joined,
+    RankFailure,
+    RankMessage,
+    Refusals,
+    StateChange,
+    StopStudy,
+    StopWanted,
+)
+from melissa.utility.channel import Channel, ChannelClosed, Listener
+
+__all__ = ["RankHub"]
+
+logger = logging.getLogger("melissa")
+
+
+class RankHub:
+    """Rank 0's channels to all other ranks, and the thread that reads them.
+
+    The thread passes on failures and stops between the ranks at once; what ranks say of simulations is kept
+    for the control thread, the only one that decides. `link` leads to the launcher.
+    """
+
+    POLL_INTERVAL = 0.05  # seconds, as all below
+    ALIVE_PERIOD = 1.0
+    JOIN_TIMEOUT = 60.0
+    FIRST_FAILURE_WAIT = 0.3
+
+    def __init__(self, listener: Listener, nb_ranks: int, link: Link | None) -> None:
+        self.nb_ranks = nb_ranks
+        self.figures: dict[int, RankFigures] = {}
+        """The last figures of each other rank."""
+        self._listener = listener
+        self._link = link
+        self._channels: dict[int, Channel] = {}
+        self._who: dict[int, str] = {}
+        self._gone: set[int] = set()
+        self._ending = StudyEnding()
+        self._silence_timeout: float | None = None
+        self._condition = threading.Condition()
+        self._changes: list[tuple[int, StateChange]] = []
+        self._refusals: list[str] = []
+        self._done: dict[int, int] = {}
+        self._request = 0
+        self._heard_at: dict[int, float] = {}
+        self._alive_at = 0.0
+        self._stop_told = False
+        self._failure: RankFailure | None = None
+        self._over = threading.Event()
+        self._last_resort = LastResort()
+        self._thread = threading.Thread(target=self._run, name="melissa-ranks", daemon=True)
+
+    # At the start.
+
+    def wait_for_ranks(self) -> None:
+        """Wait until every other rank has connected, and start the thread.
+
+        `FatalError` names the ranks that have not come.
+        """
+        deadline = time.monotonic() + self.JOIN_TIMEOUT
+        while len(self._channels) < self.nb_ranks - 1:
+            channel = self._listener.accept(max(0.0, deadline - time.monotonic()))
+            if channel is None:
+                missing = sorted(set(range(1, self.nb_ranks)) - set(self._channels))
+                raise FatalError(
+                    f"server ranks {', '.join(map(str, missing))} have not connected to rank 0 at "
+                    f"{self._listener.address} within {self.JOIN_TIMEOUT:g} s: do their machines reach that "
+                    "address?"
+                )
+            self._welcome(channel, deadline)
+        self._thread.start()
+
+    def _welcome(self, channel: Channel, deadline: float) -> None:
+        first = channel.recv(max(0.0, deadline - time.monotonic()))
+        message = None if first is None else decode(first, RankMessage)
+        if channel.role != "rank" or not isinstance(message, Joined) or message.rank in self._channels:
+            logger.warning(f"{channel.peer} came as {channel.role!r:.40} among the server's ranks: refused")
+            channel.close()
+            return
+        self._channels[message.rank] = channel
+        self._who[message.rank] = f"server rank {message.rank} (process {message.pid} on {message.host})"
+        self._heard_at[message.rank] = time.monotonic()
+
+    def attach(
+        self, ending: StudyEnding, silence_timeout: float | None, give_up: Callable[[], object]
+    ) -> None:
+        """Serve a study from now on: its ending is that of all ranks.
+
+        A rank that says nothing for `silence_timeout` seconds is lost. `give_up` is called when the main
+        thread does not come to its end after a failure.
+        """
+        self._last_resort.give_up = give_up
+        for rank in self._heard_at:
+            self._heard_at[rank] = time.monotonic()
+        self._silence_timeout = silence_timeout
+        if self._ending.error is not None:
+            ending.fail(self._ending.error)
+        if self._ending.stop_reason is not None:
+            ending.stop(self._ending.stop_reason, self._ending.stop_status)
+        self._ending = ending
+
+    # What the control thread calls.
+
+    def tell(self, message: RankMessage) -> None:
+        """Send a message to all other ranks; a rank that is gone fails the study elsewhere."""
+        values = message.to_dict()
+        for rank, channel in list(self._channels.items()):
+            try:
+                channel.send(values)
+            except ChannelClosed as closed:
+                self._lost(rank, str(closed))
+
+    def ask(self, make: Callable[[int], RankMessage]) -> int:
+        """Send a request to all other ranks, made from its number; return that."""
+        with self._condition:
+            self._request += 1
+            request = self._request
+        self.tell(make(request))
+        return request
+
+    def wait_for(self, request: int) -> None:
+        """Wait until all ranks have done a request; raises what ends the study meanwhile."""
+        with self._condition:
+            while not self._have_done(request):
+                self._ending.check()
+                self._condition.wait(self.POLL_INTERVAL)
+
+    def wait_shortly_for(self, request: int, timeout: float) -> bool:
+        """Wait until all ranks have done a request, or `timeout` seconds; say whether they have."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._have_done(request), timeout)
+            return self._have_done(request) and not self._gone
+
+    def _have_done(self, request: int) -> bool:
+        """Say whether all ranks that are there have done a request."""
+        return all(self._done.get(rank, 0) >= request for rank in self._channels if rank not in self._gone)
+
+    def tell_stop(self) -> None:
+        """Tell all other ranks that the study ends early."""
+        self._stop_told = True
+        reason = self._ending.stop_reason or "the study stops early"
+        self._post(StopStudy(reason, self._ending.stop_status), self._channels)
+
+    def take_changes(self) -> list[tuple[int, StateChange]]:
+        """Return what ranks have said of simulations since the last call, in that order."""
+        with self._condition:
+            changes, self._changes = self._changes, []
+        return changes
+
+    def take_refusals(self) -> list[str]:
+        """Return what ranks have refused since the last call."""
+        with self._condition:
+            refusals, self._refusals = self._refusals, []
+        return refusals
+
+    # Failures and the end.
+
+    def has_failed_elsewhere(self) -> bool:
+        """Say whether another rank has failed; waits a moment for the news of it.
+
+        What fails here may be the consequence: a collective call whose partner has died.
+        """
+        deadline = time.monotonic() + self.FIRST_FAILURE_WAIT
+        while self._failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._failure is not None and self._failure.rank != 0
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all ranks of a failure of this rank."""
+        with self._condition:
+            if self._failure is not None:
+                return
+            self._failure = failure_of(error, rank=0)
+        self._last_resort.set()
+        self._post(self._failure, self._channels)
+
+    def end(self) -> None:
+        """Tell all ranks that the study has ended; their channels are closed."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._last_resort.cancel()
+        self._post(EndOfStudy(), self._channels)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+        for channel in self._channels.values():
+            channel.close()
+
+    def _post(self, message: RankMessage, ranks: Iterable[int]) -> None:
+        for rank in list(ranks):
+            try:
+                self._channels[rank].post(message.to_dict())
+            except ChannelClosed as closed:
+                logger.debug(f"{self._who[rank]} could not be told {type(message).__name__}: {closed}")
+
+    # The thread.
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, channel in self._channels.items():
+                selector.register(channel, selectors.EVENT_READ, rank)
+            while not self._over.is_set():
+                # The first turn reads what came together with the handshake, too.
+                for rank, channel in self._channels.items():
+                    if channel in selector.get_map() and not self._read(rank, channel):
+                        selector.unregister(channel)
+                self._look_around()
+                selector.select(self.POLL_INTERVAL)
+
+    def _read(self, rank: int, channel: Channel) -> bool:
+        """Take all messages of a rank; False when its channel has come to its end."""
+        try:
+            channel.flush()
+            while (received := channel.recv(0)) is not None:
+                self._heard_at[rank] = time.monotonic()
+                self._take(rank, decode(received, RankMessage))
+        except (ChannelClosed, ProtocolError) as error:
+            self._lost(rank, str(error))
+            return False
+        return True
+
+    def _take(self, rank: int, message: object) -> None:
+        match message:
+            case StateChange():
+                with self._condition:
+                    self._changes.append((rank, message))
+            case Figures(values):
+                self.figures[rank] = RankFigures.from_dict(values)
+            case Refusals(texts):
+                with self._condition:
+                    self._refusals += [f"server rank {rank}: {text}" for text in texts]
+            case Done(request):
+                with self._condition:
+                    self._done[rank] = request
+                    self._condition.notify_all()
+            case StopWanted(reason, status):
+                self._ending.stop(f"{reason} (server rank {rank})", status)
+            case RankFailure():
+                self._failed(message)
+            case _:
+                raise ProtocolError(
+                    f"{self._who[rank]} sent {type(message).__name__}, which only rank 0 does"
+                )
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if self._ending.stop_reason is not None and not self._stop_told:
+            self.tell_stop()
+        if now - self._alive_at > self.ALIVE_PERIOD:
+            self._alive_at = now
+            self._post(Alive(), self._channels)
+        for rank, heard_at in self._heard_at.items():
+            if self._silence_timeout is not None and now - heard_at > self._silence_timeout:
+                self._lost(rank, f"it has said nothing for {now - heard_at:.0f} s")
+
+    def _lost(self, rank: int, reason: str) -> None:
+        with self._condition:
+            self._gone.add(rank)
+            self._condition.notify_all()
+        if not self._over.is_set():
+            text = f"{self._who[rank]} is gone: {reason}"
+            self._failed(RankFailure(rank, RankLostError.__name__, text))
+
+    def _failed(self, failure: RankFailure) -> None:
+        """Another rank has failed: the launcher and all ranks are told, unless something failed before."""
+        with self._condition:
+            if self._failure is not None:
+                return
+            self._failure = failure
+        text = failure.message
+        if f"rank {failure.rank}" not in text:
+            text += f" (server rank {failure.rank})"
+        logger.error(f"the server fails: {failure.kind}: {text}\n{failure.traceback}".rstrip())
+        if self._link is not None:
+            is_death = failure.kind == RankLostError.__name__
+            tell_launcher(self._link, Failure(failure.kind, text, failure.traceback, is_death))
+        self._post(failure, [rank for rank in self._channels if rank != failure.rank])
+        self._last_resort.set()
+        self._ending.fail(OtherRankFailed(failure.rank, f"{failure.kind}: {failure.message}"))
+        with self._condition:
+            self._condition.notify_all()

@@ -1,0 +1,61 @@
+"""How the ranks of a server come together when their processes start."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from melissa.server.communicator import Communicator, make_communicator, number_of_ranks
+from melissa.server.environment import StudyEnvironment
+from melissa.server.link import Link
+from melissa.server.ranks.agent import RankAgent
+from melissa.server.ranks.hub import RankHub
+from melissa.server.ranks.message import Joined
+from melissa.utility.channel import Listener, connect
+
+__all__ = ["Ranks", "forget_ranks", "join_ranks", "server_ranks"]
+
+Ranks = RankHub | RankAgent
+
+_ranks: Ranks | None = None
+
+
+def join_ranks(comm: Communicator, environment: StudyEnvironment, link: Link | None) -> Ranks | None:
+    """Connect every rank to rank 0; None where there is one rank only.
+
+    The address of rank 0's listener goes over MPI, all that follows over channels that the study key
+    protects.
+    """
+    if comm.size == 1:
+        return None
+    key, epoch = environment.key, environment.study_epoch
+    if comm.rank == 0:
+        with Listener(environment.own_host, key, epoch) as listener:
+            comm.bcast(listener.address)
+            hub = RankHub(listener, comm.size, link)
+            hub.wait_for_ranks()
+        return hub
+    channel = connect(comm.bcast(None), key, epoch, "rank")
+    channel.send(Joined(comm.rank, os.getpid(), socket.gethostname()).to_dict())
+    agent = RankAgent(channel, comm.rank)
+    agent.start()
+    return agent
+
+
+def server_ranks(link: Link | None = None) -> Ranks | None:
+    """Return this process's part among the server's ranks, made at the first call.
+
+    None for one rank, and where no launcher has started the process.
+
+    `link` is rank 0's to the launcher.
+    """
+    global _ranks
+    if _ranks is None and number_of_ranks() > 1 and StudyEnvironment.is_given():
+        _ranks = join_ranks(make_communicator(), StudyEnvironment.read(), link)
+    return _ranks
+
+
+def forget_ranks() -> None:
+    """Let the next call of `server_ranks` join again."""
+    global _ranks
+    _ranks = None

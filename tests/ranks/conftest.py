@@ -1,0 +1,14 @@
+"""What several test files of server ranks use."""
+
+import logging
+
+import pytest
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """The records of the melissa logger, all levels."""
+    logger = logging.getLogger("melissa")
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level(logging.DEBUG, logger="melissa")
+    return caplog
