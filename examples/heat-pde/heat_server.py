@@ -13,7 +13,7 @@ from surrogate import HeatSurrogate
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from melissa import ParameterSamplerType, TorchServer
+from melissa import ParameterSamplerType, TorchServer, rank_zero_only
 
 FIRST_LEARNING_RATE, LAST_LEARNING_RATE = (
     3e-3,
@@ -30,7 +30,6 @@ class HeatServer(TorchServer):
         """Choose how the temperatures are drawn: evenly spread over their range, by the study's seed."""
         super().__init__(config_dict)
         self.set_parameter_sampler(ParameterSamplerType.HALTON, l_bounds=[COLDEST], u_bounds=[HOTTEST])
-        self.nb_expected_samples = self.nb_simulations * NB_TIME_STEPS
         self.mean_field = MeanField()
         self.nb_batches = 0
         self.squared_errors: list[float] = []  # of the last validation, one for each simulation, in K2
@@ -45,6 +44,7 @@ class HeatServer(TorchServer):
         # optimiser's passes over the weights. Fused, it needs one.
         return model, torch.optim.Adam(model.parameters(), lr=FIRST_LEARNING_RATE, fused=True)
 
+    @rank_zero_only
     def on_train_start(self) -> None:
         """Simulate the plates for validation, while the first clients fill the buffer up to its watermark."""
         rng = np.random.default_rng(VALIDATION_SEED)
@@ -74,25 +74,26 @@ class HeatServer(TorchServer):
         return batch.inputs, batch.fields[FIELD_NAME]
 
     def on_batch_start(self, batch_idx: int) -> None:
-        """Set the learning rate: along a cosine from the first to the last one, while the samples come in.
+        """Set the learning rate: along a cosine from the first to the last one.
 
         How many batches a Reservoir will give is not known beforehand: that depends on how fast the solvers
-        are. How many samples will come is known, so progress is counted in them. While the buffer is drained
-        at the end, the rate is the last one.
+        are. So progress is counted in the samples that come, and in those that leave the buffer in the end.
         """
-        progress = min(1.0, self.current_sample_count / self.nb_expected_samples)
-        share = 0.5 * (1.0 + math.cos(math.pi * progress))
+        share = 0.5 * (1.0 + math.cos(math.pi * self.progress))
         for group in self.optimizer.param_groups:
             group["lr"] = LAST_LEARNING_RATE + share * (FIRST_LEARNING_RATE - LAST_LEARNING_RATE)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, **kwargs: Any) -> None:
         """Improve the network by one batch."""
-        inputs, fields = (tensor.to(self.device) for tensor in batch)
+        inputs, fields = self.to_device(batch)
         self.optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(self.model(inputs), fields)
         loss.backward()
         self.optimizer.step()
+        self.note_loss(loss, batch_idx)
 
+    def note_loss(self, loss: Tensor, batch_idx: int) -> None:
+        """Take note of the root of a batch's loss now and then: on a GPU, to read it is to wait for it."""
         self.nb_batches = batch_idx
         if batch_idx % 10 == 0:
             error = math.sqrt(loss.item())  # in K, which says more than K2
@@ -107,7 +108,7 @@ class HeatServer(TorchServer):
         self, batch: tuple[Tensor, Tensor], valid_batch_idx: int, batch_idx: int, **kwargs: Any
     ) -> dict[str, float]:
         """Compare the prediction of one simulation with what was simulated."""
-        inputs, fields = (tensor.to(self.device) for tensor in batch)
+        inputs, fields = self.to_device(batch)
         with torch.inference_mode():
             squared_error = torch.nn.functional.mse_loss(self.model(inputs), fields).item()
         self.squared_errors.append(squared_error)
@@ -119,6 +120,7 @@ class HeatServer(TorchServer):
         self.validation_curve.append((batch_idx, error))
         self.tb_logger.log_scalar("Loss/valid", error, batch_idx)
 
+    @rank_zero_only
     def on_train_end(self) -> None:
         """Validate the final network beside the best constant prediction, save it, draw pictures."""
         self.validation(self.nb_batches)
@@ -132,11 +134,12 @@ class HeatServer(TorchServer):
         }
 
         # The working directory is the study's output folder.
-        self.model.save("surrogate.pt")
+        surrogate = self.unwrapped_model
+        surrogate.save("surrogate.pt")
         draw_losses("losses.png", self.training_curve, self.validation_curve, constant_error)
         # The simulation of median error stands for all: neither the best one nor the worst.
         median = int(np.argsort(self.squared_errors)[len(self.squared_errors) // 2])
         parameters = self.validation_parameters[median]
-        predicted = self.model.predict(parameters).cpu().numpy()
+        predicted = surrogate.predict(parameters).cpu().numpy()
         simulated = list(self.valid_dataloader)[median][1].numpy().reshape(predicted.shape)
         draw_prediction("prediction.png", parameters, predicted, simulated)

@@ -32,8 +32,6 @@ class StudyProgress:
         self.trainer_wait_s = 0.0
         self.waits_for_data = False
         self.watermark = 0
-        self.samples_per_second_of_all = 0.0
-        """Of all ranks together, lately; known on rank 0."""
 
     def training_begins(self) -> None:
         """Start the clock of training: the watermark is reached."""

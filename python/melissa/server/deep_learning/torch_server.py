@@ -206,6 +206,14 @@ class TorchServer(DeepMelissaServer):
         if self._drains_all:
             check_joinable(self._model)
 
+    def _check_drain(self) -> None:
+        DeepMelissaServer._check_drain(self)
+        if self._drains_all and is_overridden(type(self), "train"):
+            raise UnsupportedConfiguration(
+                f'dl_config.drain is "all", but {type(self).__name__} has a train of its own, which drains as '
+                'it likes: set drain to "first", or see docs/training-on-ranks.md'
+            )
+
     @property
     def _drains_all(self) -> bool:
         return self.comm_size > 1 and bool(self.dl_config["drain"] == "all")
@@ -242,8 +250,8 @@ class TorchServer(DeepMelissaServer):
         ) from error
 
     def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
-        """Call `training_step`."""
-        result = DeepMelissaServer._training_step(self, batch, batch_idx, **kwargs)
+        """Call `training_step`, with the batch in pinned memory where training runs on a GPU."""
+        result = DeepMelissaServer._training_step(self, self._pin(batch), batch_idx, **kwargs)
         self._batch_idx = batch_idx
         return result
 
@@ -304,11 +312,16 @@ class TorchServer(DeepMelissaServer):
         return self._adopt_batch((batch.inputs, next(iter(fields.values())) if len(fields) == 1 else fields))
 
     def _adopt_batch(self, batch: Any) -> Any:
-        tensors = as_tensors(batch)
+        return as_tensors(batch)
+
+    def _pin(self, batch: Any) -> Any:
+        """Return `batch` in memory that a GPU reads by itself, in the place of tensors that it cannot."""
         if self.device.type != "cuda":
-            return tensors
-        # A copy that frees the batch array and that the GPU can read by itself.
-        return map_leaves(tensors, lambda leaf: leaf.pin_memory() if hasattr(leaf, "pin_memory") else leaf)
+            return batch
+        return map_leaves(
+            batch,
+            lambda leaf: leaf.pin_memory() if hasattr(leaf, "pin_memory") and not leaf.is_cuda else leaf,
+        )
 
     # Checkpoints.
 
