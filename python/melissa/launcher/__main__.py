@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 import melissa
-from melissa.exceptions import ConfigurationFileError, MelissaError
+from melissa.exceptions import ConfigurationFileError, MelissaError, UnsupportedConfiguration
 from melissa.launcher.config import load_config
 from melissa.launcher.example import copy_example, example_names, next_steps
 from melissa.launcher.options import print_options
@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         help="check the configuration, say what would be run, and end",
     )
     study.add_argument(
+        "--fast-dev-run",
+        action="store_true",
+        help="try the study in small, beside its output folder: one client, two batches, one validation; "
+        "then say what time and memory the whole would take",
+    )
+    study.add_argument(
         "-v",
         "--verbose",
         action="count",
@@ -135,6 +141,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         print(_summary(config, config_path, project_dir))
         return 0
 
+    if options.fast_dev_run:
+        return _fast_dev_run(config, config_path, project_dir, verbosity)
+
     from melissa.launcher.launcher import Launcher
 
     return Launcher(
@@ -145,6 +154,30 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         terminal_verbosity=verbosity,
     ).run()
+
+
+def _fast_dev_run(config: dict[str, Any], config_path: Path, project_dir: Path, verbosity: int) -> int:
+    """Run the study in small; print what follows for the whole."""
+    if config.get("dl_config") is None:
+        raise UnsupportedConfiguration(f"{config_path} has no dl_config: a fast dev run is one of training")
+    from melissa.launcher.fast_dev_run import FAST_DEV_RUN, projection_table, shortened
+    from melissa.launcher.launcher import Launcher
+
+    short = shortened(config)
+    short["output_dir"] += "-dev"
+    launcher = Launcher(
+        short,
+        config_path=config_path,
+        project_dir=project_dir,
+        output_dir=Path(short["output_dir"]),
+        overwrite=True,
+        terminal_verbosity=verbosity,
+        environment={FAST_DEV_RUN: "1"},
+    )
+    status = launcher.run()
+    if "fast_dev_run" in launcher.report:
+        Console().print(projection_table(config, launcher.report["fast_dev_run"]))
+    return status
 
 
 def _summary(config: dict[str, Any], config_path: Path, project_dir: Path) -> str:

@@ -10,7 +10,7 @@ import enum
 import logging
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ class Launcher:
         Where the user looks; by default the terminal, errors on stderr.
     terminal_verbosity
         What of the log the terminal shows: 0 errors, 1 warnings, 2 progress, 3 everything.
+    environment
+        Further variables for all jobs.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Launcher:
         overwrite: bool = False,
         console: Console | None = None,
         terminal_verbosity: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Take the configuration; nothing is made or started before `run`."""
         self._config = config_dict
@@ -123,6 +126,7 @@ class Launcher:
         self._console = console or StudyConsole()
         self._errors = console or StudyConsole(stderr=True)
         self._terminal_verbosity = terminal_verbosity
+        self._environment = dict(environment or {})
         self._server_timeout = float(config_dict["launcher_config"]["server_timeout"])
         self._keep_output = bool(config_dict["launcher_config"]["std_output"])
         self._nb_server_ranks = nb_server_ranks(config_dict["launcher_config"]) or 1
@@ -136,6 +140,11 @@ class Launcher:
         self._server_heard = 0.0
         self._server_pinged = 0.0
         self._signals_seen = 0
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What the server reported of the study that `run` has run; empty where it could not."""
+        return self._report or {}
 
     def run(self) -> int:
         """Run the study to its end; return the exit status: 0 when it has finished, 130 after Ctrl-C, else 1.
@@ -210,7 +219,7 @@ class Launcher:
                     self._channel.close()
 
     def _start_server(self) -> None:
-        environment = {
+        environment = self._environment | {
             "MELISSA_LAUNCHER_ADDRESS": self._listener.address,
             "MELISSA_KEY_FILE": str(self._folder.key),
             "MELISSA_STUDY_EPOCH": str(self._folder.epoch),

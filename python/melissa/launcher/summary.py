@@ -43,6 +43,7 @@ _KNOWN = frozenset(
         "waits",
         "seconds",
         "ranks",
+        "fast_dev_run",
     }
 )
 

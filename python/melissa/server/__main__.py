@@ -12,6 +12,7 @@ from pathlib import Path
 import melissa
 from melissa.exceptions import MelissaError
 from melissa.launcher.config import load_config
+from melissa.launcher.fast_dev_run import is_fast_dev_run, shortened
 from melissa.server.base_server import BaseServer
 from melissa.server.communicator import number_of_ranks, process_rank
 from melissa.server.ending import StudyEnding, StudyInterrupted
@@ -50,6 +51,8 @@ def _configure_log(environment: StudyEnvironment, verbosity: int) -> None:
 
 def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
     config, _, _ = load_config(options.config_name, options.project_dir, output_dir=environment.output_dir)
+    if is_fast_dev_run():
+        config = shortened(config)
     _configure_log(environment, config["study_options"]["verbosity"])
     server_class = load_server_class(Path(config["server_filename"]), config["server_class"])
     # A class's constructor takes the configuration; the page's other argument has a default.

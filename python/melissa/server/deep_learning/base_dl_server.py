@@ -20,6 +20,7 @@ from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_source
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
+from melissa.server.deep_learning.fast_dev_run import fast_dev_run
 from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
@@ -158,6 +159,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._loss_check = LossCheck(self.dl_config["check_loss"])
         self._finalizing = threading.RLock()
         self._has_finalized = False
+        self._fast_dev_run = fast_dev_run()
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
 
@@ -313,6 +315,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
     def _prepare(self) -> None:
         """Do all that can fail before a client is asked for."""
         self._needed_link()
+        if self._fast_dev_run is not None:
+            self._fast_dev_run.shorten(self)
         check_hooks(type(self))
         if not is_overridden(type(self), "train"):
             choose_lane(type(self), self._has_default_batch)
@@ -369,6 +373,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.__set_expected_batches_samples_watermark()
         self.__configure_data_collection()
         self._receive()
+        if self._fast_dev_run is not None:
+            self._fast_dev_run.watch(self)
         self._progress.phase = "preparing to train"
         self._on_train_start()
         if self.__check_water_mark():
@@ -420,6 +426,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         has_received_all = self.comm.any(self.__buffer is not None and self.__buffer.native.closed)
         if self._ensemble is not None:
             report = self._ensemble.finish(has_received_all).content
+            if self._fast_dev_run is not None:
+                report["fast_dev_run"] = self._fast_dev_run.figures(self)
         self._close_logs()
         self._needed_link().send(Finished(exit_, report))
         if isinstance(self._ranks, RankAgent):

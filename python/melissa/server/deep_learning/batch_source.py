@@ -25,7 +25,8 @@ def make_batch_source(server: DeepMelissaServer) -> BatchSource:
     """Make the lane that the hooks of the server's class ask for."""
     lane = choose_lane(type(server), has_default_batch=server._has_default_batch)
     logger.info(f"{'fast' if lane.is_fast else 'view'} lane: {lane.reason}")
-    return _fast_lane(server) if lane.is_fast else _view_lane(server)
+    source = _fast_lane(server) if lane.is_fast else _view_lane(server)
+    return source if server._fast_dev_run is None else server._fast_dev_run.limited(source)
 
 
 def make_batch_maker(server: DeepMelissaServer) -> Callable[[Sequence[Sample]], Any]:
