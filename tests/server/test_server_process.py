@@ -88,6 +88,9 @@ class ServerProcess:
         )
         self.channel = self.listener.accept(30)
         assert self.channel is not None
+        self.heartbeat = self.listener.accept(30)
+        assert self.heartbeat is not None
+        assert (self.channel.role, self.heartbeat.role) == ("server", "heartbeat")
 
     def serve(self, until=lambda message: False, timeout=40):
         """Play the launcher until the server is gone, or until a message; returns that message."""
@@ -154,6 +157,7 @@ class ServerProcess:
         self.process.wait()
         self.process.stderr.close()
         self.channel.close()
+        self.heartbeat.close()
         self.listener.close()
 
 

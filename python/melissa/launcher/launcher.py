@@ -137,6 +137,7 @@ class Launcher:
         self._report: dict[str, Any] | None = None
         self._restarts = Restarts(bool(config_dict["launcher_config"]["fault_tolerance"]))
         self._channel: Channel | None = None
+        self._heartbeat: Channel | None = None
         self._server_heard = 0.0
         self._server_pinged = 0.0
         self._signals_seen = 0
@@ -314,6 +315,7 @@ class Launcher:
         self._poll_jobs()
         self._accept()
         self._hear_server()
+        self._hear_heartbeat()
         self._look_at_clocks()
 
     @property
@@ -413,6 +415,10 @@ class Launcher:
             logger.info(f"a server that is being ended came from {channel.peer}")
             channel.close()
             return
+        if channel.role == "heartbeat" and self._channel is not None and self._heartbeat is None:
+            self._heartbeat = channel
+            self._selector.register(channel, selectors.EVENT_READ)
+            return
         if channel.role != "server" or self._channel is not None:
             logger.warning(f"{channel.peer} came as {channel.role!r:.40}: one server alone is expected")
             channel.close()
@@ -440,6 +446,22 @@ class Launcher:
                 self._lose_channel(str(error))
                 self._server_died(str(error))
 
+    def _hear_heartbeat(self) -> None:
+        """Take note of the server's signs of life, which come when its interpreter is held up, too."""
+        while self._heartbeat is not None:
+            try:
+                if self._heartbeat.recv(0) is None:
+                    return
+                self._server_heard = time.monotonic()
+            except ChannelClosed:
+                self._drop_heartbeat()
+
+    def _drop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._selector.unregister(self._heartbeat)
+            self._heartbeat.close()
+            self._heartbeat = None
+
     def _tell_server(self, what: message.Message) -> None:
         if self._channel is not None:
             try:
@@ -453,6 +475,7 @@ class Launcher:
         self._selector.unregister(self._channel)
         self._channel.close()
         self._channel = None
+        self._drop_heartbeat()
         if self._phase in (Phase.STARTING, Phase.RUNNING) and self._server.is_alive:
             # A server that dies closes its channel first; how its process ended says more.
             lost = f"the server has left the launcher ({reason}), but its process goes on"

@@ -11,6 +11,7 @@ from melissa.launcher.message import Message, Ping, decode
 from melissa.server.communicator import process_rank
 from melissa.server.environment import StudyEnvironment
 from melissa.utility.channel import Channel, ChannelClosed, connect
+from melissa.utility.life import Life
 
 __all__ = ["LauncherLink", "Link", "Pinger", "install_link", "launcher_link"]
 
@@ -31,15 +32,18 @@ class LauncherLink:
     `send` and `receive` raise `melissa.utility.channel.ChannelClosed` when the launcher is gone.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, life: Life | None = None) -> None:
         self._channel = channel
+        self._life = life
         self.failure_told = False
         """Whether the launcher has been told that the server failed."""
 
     @classmethod
     def connect(cls, environment: StudyEnvironment) -> LauncherLink:
         """Connect to the launcher that started this server."""
-        return cls(connect(environment.launcher_address, environment.key, environment.study_epoch, "server"))
+        channel = connect(environment.launcher_address, environment.key, environment.study_epoch, "server")
+        life = connect(environment.launcher_address, environment.key, environment.study_epoch, "heartbeat")
+        return cls(channel, Life(life))
 
     def send(self, message: Message | bytes) -> None:
         """Send a message, or the bytes of one that is encoded already (as study code of 2023 does)."""
@@ -54,6 +58,8 @@ class LauncherLink:
 
     def close(self) -> None:
         """Close the channel."""
+        if self._life is not None:
+            self._life.close()
         self._channel.close()
 
 
@@ -77,7 +83,10 @@ def launcher_link(environment: Mapping[str, str] = os.environ) -> Link | None:
 
 
 class Pinger:
-    """A thread that tells the launcher every `period` seconds that the server is alive."""
+    """A thread that tells the launcher every `period` seconds that the server's interpreter is alive.
+
+    `Life` says beside it that the process is.
+    """
 
     def __init__(self, link: Link, period: float) -> None:
         self._link = link

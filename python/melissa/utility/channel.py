@@ -36,7 +36,7 @@ from typing import Any
 from melissa.exceptions import AuthenticationError, MelissaError, ProtocolError
 from melissa.utility.addresses import bind_address
 
-__all__ = ["Channel", "ChannelClosed", "Listener", "connect"]
+__all__ = ["Channel", "ChannelClosed", "Listener", "connect", "encode_frame"]
 
 logger = logging.getLogger("melissa")
 
@@ -62,7 +62,8 @@ class ChannelClosed(MelissaError, ConnectionError):
     """The peer of a control channel is gone, or broke the protocol; the text says which."""
 
 
-def _encode_frame(message: Mapping[str, Any]) -> bytes:
+def encode_frame(message: Mapping[str, Any]) -> bytes:
+    """Return a message as it travels on a channel."""
     payload = json.dumps(message).encode()
     if len(payload) > FRAME_LIMIT:
         raise ValueError(f"a message of {len(payload)} bytes is too long: {FRAME_LIMIT} bytes are the limit")
@@ -137,7 +138,7 @@ class Channel:
 
         `ChannelClosed` when the peer is gone or has not read for `timeout` seconds.
         """
-        frame = _encode_frame(message)
+        frame = encode_frame(message)
         with self._sending:
             self._unsent += frame
             if not self._write(time.monotonic() + timeout):
@@ -148,7 +149,7 @@ class Channel:
 
         `ChannelClosed` when the peer is gone or leaves too much unread.
         """
-        frame = _encode_frame(message)
+        frame = encode_frame(message)
         with self._sending:
             if len(self._unsent) > FRAME_LIMIT:
                 raise self._fail(f"{self.peer} has left {len(self._unsent)} bytes of messages unread")
@@ -271,7 +272,7 @@ class _Pending:
 
     def reply(self, message: Mapping[str, Any]) -> None:
         """Send a frame of the handshake: the kernel takes that little at once, or the peer behaves badly."""
-        frame = _encode_frame(message)
+        frame = encode_frame(message)
         if self.connection.send(frame) != len(frame):
             raise ProtocolError("it does not read")
 

@@ -37,6 +37,7 @@ from melissa.server.ranks.message import (
 )
 from melissa.server.simulation import Simulation, SimulationStatus
 from melissa.utility.channel import Channel, ChannelClosed
+from melissa.utility.life import Life
 
 if TYPE_CHECKING:
     from melissa._melissa import Buffer
@@ -81,9 +82,10 @@ class RankAgent:
     FIRST_FAILURE_WAIT = 0.3
     FAREWELL_TIMEOUT = LastResort.GRACE + LastResort.GIVE_UP_GRACE + 1.0
 
-    def __init__(self, channel: Channel, rank: int) -> None:
+    def __init__(self, channel: Channel, rank: int, life: Life | None = None) -> None:
         self.rank = rank
         self._channel = channel
+        self._life = life
         self._ending = StudyEnding()
         self._silence_timeout: float | None = None
         self._reception: LocalReception | None = None
@@ -154,6 +156,8 @@ class RankAgent:
         self._last_resort.cancel()
         self._over.set()
         self._channel.close()
+        if self._life is not None:
+            self._life.close()
 
     # The thread.
 
@@ -249,6 +253,8 @@ class RankAgent:
         forward_extension_log()
         now = time.monotonic()
         self._push(with_figures=now - self._figures_at > self.FIGURES_PERIOD)
+        if self._life is not None and self._life.has_beaten():
+            self._heard_at = now
         if self._silence_timeout is not None and now - self._heard_at > self._silence_timeout:
             self._lost(f"it has said nothing for {now - self._heard_at:.0f} s")
 

@@ -29,6 +29,7 @@ from melissa.server.ranks.message import (
     StopWanted,
 )
 from melissa.utility.channel import Channel, ChannelClosed, Listener
+from melissa.utility.life import Life
 
 __all__ = ["RankHub"]
 
@@ -54,6 +55,7 @@ class RankHub:
         self._listener = listener
         self._link = link
         self._channels: dict[int, Channel] = {}
+        self._lives: dict[int, Life] = {}
         self._who: dict[int, str] = {}
         self._gone: set[int] = set()
         self._ending = StudyEnding()
@@ -94,6 +96,9 @@ class RankHub:
     def _welcome(self, channel: Channel, deadline: float) -> None:
         first = channel.recv(max(0.0, deadline - time.monotonic()))
         message = None if first is None else decode(first, RankMessage)
+        if channel.role == "rank-life" and isinstance(message, Joined) and message.rank not in self._lives:
+            self._lives[message.rank] = Life(channel)
+            return
         if channel.role != "rank" or not isinstance(message, Joined) or message.rank in self._channels:
             logger.warning(f"{channel.peer} came as {channel.role!r:.40} among the server's ranks: refused")
             channel.close()
@@ -206,6 +211,8 @@ class RankHub:
             self._thread.join(timeout=5.0)
         for channel in self._channels.values():
             channel.close()
+        for life in self._lives.values():
+            life.close()
 
     def _post(self, message: RankMessage, ranks: Iterable[int]) -> None:
         for rank in list(ranks):
@@ -270,6 +277,9 @@ class RankHub:
         if now - self._alive_at > self.ALIVE_PERIOD:
             self._alive_at = now
             self._post(Alive(), self._channels)
+        for rank, life in self._lives.items():
+            if life.has_beaten():
+                self._heard_at[rank] = now
         for rank, heard_at in self._heard_at.items():
             if self._silence_timeout is not None and now - heard_at > self._silence_timeout:
                 self._lost(rank, f"it has said nothing for {now - heard_at:.0f} s")

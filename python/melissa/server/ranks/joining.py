@@ -12,6 +12,7 @@ from melissa.server.ranks.agent import RankAgent
 from melissa.server.ranks.hub import RankHub
 from melissa.server.ranks.message import Joined
 from melissa.utility.channel import Listener, connect
+from melissa.utility.life import Life
 
 __all__ = ["Ranks", "forget_ranks", "join_ranks", "server_ranks"]
 
@@ -35,9 +36,14 @@ def join_ranks(comm: Communicator, environment: StudyEnvironment, link: Link | N
             hub = RankHub(listener, comm.size, link)
             hub.wait_for_ranks()
         return hub
-    channel = connect(comm.bcast(None), key, epoch, "rank")
-    channel.send(Joined(comm.rank, os.getpid(), socket.gethostname()).to_dict())
-    agent = RankAgent(channel, comm.rank)
+    address = comm.bcast(None)
+    joined = Joined(comm.rank, os.getpid(), socket.gethostname()).to_dict()
+    # This one first: rank 0 has all of them when the last rank has joined.
+    life = connect(address, key, epoch, "rank-life")
+    life.send(joined)
+    channel = connect(address, key, epoch, "rank")
+    channel.send(joined)
+    agent = RankAgent(channel, comm.rank, Life(life))
     agent.start()
     return agent
 
