@@ -5,6 +5,7 @@ Each tells what its test looks at as one line of JSON: ``python torch_studies.py
 
 import json
 import os
+import platform
 import random
 import sys
 from pathlib import Path
@@ -39,6 +40,19 @@ class Even(Fed):
 def even():
     server = train(Even)
     return told(server, in_hooks=server.wrapper, group_left=torch.distributed.is_initialized())
+
+
+def even_slurm():
+    """The same where Slurm says who a rank is."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    server = train(Even, setup_slurm_ddp=True)
+    master = [os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]]
+    from melissa.utility import idr_torch
+
+    assert master == [os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]]
+    ranks = [idr_torch.rank, idr_torch.local_rank, idr_torch.size]
+    return told(server, in_hooks=server.wrapper, master=master, node=platform.node(), idr_torch=ranks)
 
 
 def alone():

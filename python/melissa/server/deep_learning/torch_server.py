@@ -210,8 +210,8 @@ class TorchServer(DeepMelissaServer):
         DeepMelissaServer._check_drain(self)
         if self._drains_all and is_overridden(type(self), "train"):
             raise UnsupportedConfiguration(
-                f'dl_config.drain is "all", but {type(self).__name__} has a train of its own, which drains as '
-                'it likes: set drain to "first", or see docs/training-on-ranks.md'
+                f'dl_config.drain is "all", but {type(self).__name__} has a train of its own, which drains '
+                'as it likes: set drain to "first"'
             )
 
     @property
