@@ -12,7 +12,7 @@ STUDIES = {
     1: ("alone", "reference"),
     2: (
         *("even", "unprepared", "wrapped", "normalised", "uneven_first", "uneven_all", "uneven_backwards"),
-        *("unjoinable", "restarted", "old_checkpoint"),
+        *("unjoinable", "drifting", "restarted", "old_checkpoint"),
     ),
     3: ("even", "uneven_all", "uneven_backwards"),
 }
@@ -89,6 +89,10 @@ def test_a_model_that_the_user_has_wrapped_stays_as_it_is(told):
     assert all(result["is_own"] for result in results)
     assert_ranks_equal(results)
     assert_same(results[0]["weights"], told(2, "even")[0]["weights"])
+
+
+def test_ranks_that_drift_apart_are_warned_of(told):
+    assert [len(result["warnings"]) for result in told(2, "drifting")] == [1, 0]
 
 
 def test_rank_0_validates_a_model_with_buffers_alone(told):

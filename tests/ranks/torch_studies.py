@@ -4,6 +4,7 @@ Each tells what its test looks at as one line of JSON: ``python torch_studies.py
 """
 
 import json
+import logging
 import os
 import platform
 import random
@@ -86,6 +87,25 @@ class Wrapped(Fed):
 def wrapped():
     server = train(Wrapped)
     return told(server, is_own=server.model is server.own)
+
+
+class Drifting(Fed):
+    """A learning rate that is another one on each rank."""
+
+    def on_batch_start(self, batch_idx):
+        self.optimizer.param_groups[0]["lr"] = 0.01 * (self.rank + 1)
+
+
+def drifting():
+    warnings = []
+    logger = logging.getLogger("melissa")
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logger.addHandler(handler)
+    train(Even)
+    train(Drifting)
+    logger.removeHandler(handler)
+    return {"warnings": [text for text in warnings if "weights of the server's ranks differ" in text]}
 
 
 class Normalised(Fed):

@@ -1,13 +1,16 @@
 """What `TorchServer` sets up, and its checkpoints outside a study."""
 
 import os
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from melissa.exceptions import FatalError, TrainingError, UnsupportedConfiguration
+from melissa.server.deep_learning.torch_model import prepare_model
 from melissa.server.deep_learning.torch_server import TorchServer, checkpoint
 from melissa.server.link import install_link
 
@@ -96,6 +99,76 @@ def test_a_checkpoint_of_2023_has_its_four_keys_and_no_pickled_code(server, tmp_
     assert set(content) == {"batch", "loss", "model_state_dict", "optimizer_state_dict"}
     assert content["batch"] == 7
     assert not content["loss"].requires_grad
+
+
+def test_a_checkpoint_is_not_replaced_by_weights_that_are_nan(server, tmp_path):
+    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+    server.checkpoint(3)
+    torch.nn.init.constant_(server.model.bias, float("nan"))
+    with pytest.raises(TrainingError, match=r"at batch 4 the model's parameter 'bias' is NaN.*is kept"):
+        server.checkpoint(4)
+    assert torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)["batch"] == 3
+
+
+def test_a_checkpoint_of_another_model_is_refused(server):
+    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+    server.checkpoint(3)
+    server.model = torch.nn.Linear(3, 1)
+    with pytest.raises(TrainingError, match="not of the model and the optimizer that prepare_training_attr"):
+        server._load_model_from_checkpoint()
+
+
+def test_random_numbers_go_on_after_a_checkpoint(server):
+    def draw():
+        return [
+            torch.rand(3).tolist(),
+            np.random.rand(3).tolist(),
+            random.gauss(),
+            np.random.standard_normal(),
+        ]
+
+    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+    random.gauss()  # makes two, and keeps one for the next call
+    np.random.standard_normal()
+    server.checkpoint(3)
+    expected = draw()
+    server._load_model_from_checkpoint()
+    draw()
+    server.train = lambda: None
+    server._run_train()  # the states are taken up here, after all that is drawn in the preparation
+    assert draw() == expected
+
+
+def test_the_optimizer_follows_the_model_to_the_device():
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adagrad(model.parameters())  # has a state from the start
+    parameters = list(model.parameters())
+    for state in optimizer.state.values():
+        state["sum"] = state["sum"].double()
+    prepare_model(model, optimizer, torch.device("cpu"))
+    assert list(model.parameters()) == optimizer.param_groups[0]["params"] == parameters
+    # Without a second device: what takes the state to a parameter's device takes it to its dtype as well.
+    assert {state["sum"].dtype for state in optimizer.state.values()} == {torch.float32}
+
+
+def test_a_batch_is_moved_to_the_device_whatever_its_form(server):
+    server.device = torch.device("meta")
+    inputs, fields, names = server.to_device((torch.ones(2), {"u": torch.ones(2, 3)}, ["a", "b"]))
+    assert inputs.device.type == fields["u"].device.type == "meta"
+    assert names == ["a", "b"]
+
+
+def test_to_drain_all_ranks_needs_the_predefined_loop(server, monkeypatch):
+    class Own(type(server)):
+        def train(self):
+            pass
+
+    own = Own(server.config_dict)
+    own.dl_config["drain"] = "all"
+    own._check_drain()
+    monkeypatch.setattr(own, "comm_size", 2)
+    with pytest.raises(UnsupportedConfiguration, match="Own has a train of its own"):
+        own._check_drain()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(server, tmp_path, monkeypatch):

@@ -10,7 +10,15 @@ from melissa.exceptions import UnsupportedConfiguration
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_joinable", "is_sharded", "is_wrapped", "prepare_model", "without_ddp", "wrap_model"]
+__all__ = [
+    "check_joinable",
+    "is_sharded",
+    "is_wrapped",
+    "prepare_model",
+    "size_of_weights",
+    "without_ddp",
+    "wrap_model",
+]
 
 logger = logging.getLogger("melissa")
 
@@ -75,6 +83,15 @@ def without_ddp(model: Any) -> Any:
     """
     inner = getattr(model, "_orig_mod", model)
     return inner.module if "DistributedDataParallel" in _class_names(inner) else model
+
+
+def size_of_weights(model: Any) -> float | None:
+    """Return the sum of the sizes of all weights, to compare ranks by; None for what is no torch model."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module) or is_sharded(model):
+        return None
+    return float(sum(parameter.detach().abs().sum(dtype=torch.float64) for parameter in model.parameters()))
 
 
 def check_joinable(model: Any) -> None:

@@ -24,6 +24,7 @@ from melissa.server.deep_learning.torch_model import (
     check_joinable,
     is_sharded,
     prepare_model,
+    size_of_weights,
     without_ddp,
     wrap_model,
 )
@@ -76,6 +77,9 @@ class TorchServer(DeepMelissaServer):
 
     PATIENCE = 2.0
     """Seconds in which the failure of another rank becomes known here, after its connections were lost."""
+
+    MOST_DRIFT = 1e-4
+    """Relative difference of the ranks' weights that unlike GPUs may make; beyond it they are warned of."""
 
     _has_default_batch = True
     _can_drain_all = True
@@ -224,6 +228,18 @@ class TorchServer(DeepMelissaServer):
             run_joined_training(self, make_batch_source(self))
         else:
             DeepMelissaServer.train(self)
+            self._compare_ranks()
+
+    def _compare_ranks(self) -> None:
+        """Warn when the ranks have not trained the same model."""
+        sizes = self.comm.allgather(size_of_weights(self._model)) if self.comm_size > 1 else []
+        known = [size for size in sizes if size is not None]
+        if self.rank == 0 and known and max(known) - min(known) > self.MOST_DRIFT * max(known):
+            logger.warning(
+                f"the weights of the server's ranks differ (sums of their sizes: {known}): something has "
+                "changed them that was not the same on all ranks, a learning rate that follows figures of "
+                "one rank for instance, or the model is in no wrapper of data-parallel training"
+            )
 
     def _run_train(self) -> None:
         self._is_training = True
