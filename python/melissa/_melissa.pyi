@@ -1,6 +1,7 @@
 """The Rust extension: training buffer, batches, reception and client."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from typing import Any, final
 
 import numpy as np
@@ -9,7 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Batch",
     "Buffer",
+    "CheckpointFile",
+    "CheckpointWriting",
     "Client",
+    "Cut",
     "Heartbeat",
     "Prefetcher",
     "Receiver",
@@ -130,6 +134,23 @@ class Buffer:
         """The sample at a place of the population, without counting as a delivery; None past its end."""
     def samples(self) -> list[Sample]:
         """The population; samples beyond the lent slots are copies."""
+    def cut(
+        self,
+        receiver: Receiver | None = None,
+        prefetcher: Prefetcher | None = None,
+        ahead: Iterable[Batch | Iterable[Sample]] | None = None,
+    ) -> Cut:
+        """Take a cut between two batches: what a checkpoint keeps.
+
+        The population with its payloads (pinned, not copied), the batches ``ahead`` and those that
+        ``prefetcher`` holds (copied), in the order of delivery, and what ``receiver`` knows. Nothing is
+        received or drawn meanwhile.
+
+        Raises:
+            TrainingBufferError: the buffer is not bound yet.
+            CheckpointError: the receiver is being stopped.
+            ReceptionError: reception failed.
+        """
     def seen_counts(self) -> dict[int, int]:
         """Times delivered -> number of samples in the population."""
     def statistics(self) -> dict[str, Any]:
@@ -187,10 +208,19 @@ class Batch:
 
 @final
 class Prefetcher:
-    """Gathers batches of a buffer ahead, in a thread of its own, up to ``depth`` of them."""
+    """Gathers batches of a buffer ahead, in a thread of its own, up to ``depth`` of them.
+
+    The batches that ``restored`` has, which wait to be trained, are delivered first.
+    """
 
     def __new__(
-        cls, buffer: Buffer, batch_size: int, *, depth: int = 2, drop_last: bool = False
+        cls,
+        buffer: Buffer,
+        batch_size: int,
+        *,
+        depth: int = 2,
+        drop_last: bool = False,
+        restored: CheckpointFile | None = None,
     ) -> Prefetcher: ...
     def next(self, timeout: float | None = None) -> Batch:
         """The next batch; shorter at the end. Raises as `Buffer.get`."""
@@ -199,6 +229,87 @@ class Prefetcher:
     @property
     def wait_seconds(self) -> float:
         """Seconds that `next` waited since the first batch came."""
+
+@final
+class Cut:
+    """Everything that a server rank's data plane goes on from, at one moment.
+
+    It pins the samples of the population until they are written, or it is dropped.
+    """
+
+    @property
+    def population(self) -> int: ...
+    @property
+    def pending(self) -> int:
+        """Samples that were drawn and not yet trained."""
+    def write(self, path: str | PathLike[str]) -> CheckpointWriting:
+        """Write the cut to a new file, in a thread of its own; once.
+
+        Raises:
+            CheckpointError: the file cannot be made.
+        """
+
+@final
+class CheckpointWriting:
+    """A checkpoint file that is being written."""
+
+    @property
+    def busy(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """What was written: bytes, crc32c, seconds, copied_aside; None when ``timeout`` seconds are over.
+
+        The file is on the disk then, safe from a crash of the machine.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+
+@final
+class CheckpointFile:
+    """A checkpoint file that was found in order, a valid safetensors file.
+
+    With ``known``, its size in bytes and its CRC-32C, the whole file is read and compared first.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged; the text says what is wrong.
+    """
+
+    def __new__(
+        cls, path: str | PathLike[str], known: tuple[int, int] | None = None
+    ) -> CheckpointFile: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def population(self) -> int: ...
+    @property
+    def pending(self) -> list[int]:
+        """Samples of each batch that was drawn and not yet trained."""
+    @property
+    def fields(self) -> list[tuple[str, int, str]]:
+        """(name, elements, dtype) of each field."""
+    @property
+    def buffer(self) -> dict[str, Any]:
+        """The training buffer: kind, capacity, watermark, pseudo_epochs, batch_size, nb_parameters, closed,
+        published, drawn."""
+    @property
+    def ledger(self) -> dict[str, int]:
+        """The sums, as `Receiver.ledger` has them."""
+    @property
+    def simulations(self) -> list[tuple[int, int, int, bool, int]]:
+        """(id, attempt, draw, finished, complete time steps of the draw) of each that was registered."""
+    def restore_buffer(self, like: Buffer) -> Buffer:
+        """The training buffer of the checkpoint, with the configuration of ``like``.
+
+        Raises:
+            UnsupportedConfiguration: the configuration is not that of the checkpoint.
+            MemoryLimitError: the slab does not fit in the memory available.
+            CheckpointError: the checkpoint is damaged.
+        """
+    def pending_samples(self) -> list[Sample]:
+        """The samples that were drawn and not yet trained, in the order of delivery."""
+    @staticmethod
+    def measure(path: str | PathLike[str]) -> tuple[int, int]:
+        """Size in bytes and CRC-32C of a file as it is."""
 
 @final
 class Client:
@@ -297,7 +408,9 @@ class Receiver:
     It listens on a port of ``host`` that the kernel chooses, from construction on. ``data_type`` is the
     dtype in which floating-point fields are wanted: "float32", "float64" or "as_sent".
     ``simulation_timeout`` is the silence in seconds after which a connected simulation is reported as
-    silent.
+    silent. With ``restored``, the checkpoint that ``buffer`` was restored from, its ledger and counters go
+    on; ``simulations`` has (id, highest attempt, draw, status) of each that was asked for, those that are
+    "finished" or "dropped" final.
 
     Raises:
         UnsupportedConfiguration, ValueError: a setting that makes no sense.
@@ -321,6 +434,8 @@ class Receiver:
         nb_ranks: int = 1,
         simulation_timeout: float | None = ...,
         receive_buffer_size: int = 262144,
+        restored: CheckpointFile | None = None,
+        simulations: Sequence[tuple[int, int, int, str]] = (),
     ) -> Receiver: ...
     @property
     def address(self) -> str:

@@ -12,6 +12,7 @@ these classes.
     │   └── RankLostError
     ├── ConfigurationFileError (ValueError)
     │   └── UnsupportedConfiguration
+    ├── CheckpointError
     ├── TrainingError
     ├── ReceptionError
     │   ├── SchemaError (ValueError)
@@ -32,6 +33,7 @@ these classes.
 __all__ = [
     "AuthenticationError",
     "BufferClosed",
+    "CheckpointError",
     "ClientError",
     "ConfigurationFileError",
     "EndOfData",
@@ -76,6 +78,10 @@ class ConfigurationFileError(MelissaError, ValueError):
 
 class UnsupportedConfiguration(ConfigurationFileError):
     """The configuration asks for a combination that cannot work."""
+
+
+class CheckpointError(MelissaError):
+    """A checkpoint cannot be written, or is damaged; the text names the file and what is wrong."""
 
 
 class TrainingError(MelissaError):

@@ -4,7 +4,7 @@ use crate::buffer::Buffer;
 use crate::draw::BatchCursor;
 use crate::error::BufferError;
 use crate::memory::{self, Region, copy};
-use crate::sample::{SampleKey, SlotGuard, parameters};
+use crate::sample::{SampleKey, SlotGuard, numbers, parameters};
 use crate::schema::{ALIGNMENT, Dtype, Schema};
 use crate::sync::{Arc, Mutex, lock};
 use std::time::Instant;
@@ -141,6 +141,61 @@ impl Batch {
         unsafe { self.base().add(self.layout.offsets[field]) }
     }
 
+    /// The rows of a field that are there.
+    pub(crate) fn field_rows(&self, field: usize) -> &[u8] {
+        let bytes = self.keys.len() * self.layout.schema.field_bytes(field);
+        // SAFETY: the rows of the samples that are there lie in the field's part of the region and are initialised; they
+        // are written under `&mut self` only.
+        unsafe { std::slice::from_raw_parts(self.field_ptr(field), bytes) }
+    }
+
+    /// The parameters of a row that is there.
+    pub(crate) fn parameters_of_row(&self, row: usize) -> impl Iterator<Item = f64> + '_ {
+        assert!(row < self.keys.len());
+        let schema = &*self.layout.schema;
+        let start = row * (schema.nb_parameters() + 1);
+        (start..start + schema.nb_parameters()).map(move |place| {
+            // SAFETY: the row of inputs lies in the region, whose start is aligned for both types, and is initialised.
+            unsafe {
+                match schema.input_dtype() {
+                    Dtype::F64 => self.base().cast::<f64>().add(place).read(),
+                    _ => f64::from(self.base().cast::<f32>().add(place).read()),
+                }
+            }
+        })
+    }
+
+    /// Where the samples stood that must not come again in this batch, which is being drawn.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.cursor.positions()
+    }
+
+    /// Draws into this batch go on, none of them at these positions.
+    pub(crate) fn go_on_from(&mut self, positions: impl Iterator<Item = usize>) {
+        self.cursor.restore(self.keys.len(), positions);
+    }
+
+    /// Copies a sample that was in a batch before a restart into the next row. Each field has the bytes of the schema,
+    /// and the parameters are float64.
+    pub(crate) fn push_saved<'a>(
+        &mut self,
+        key: SampleKey,
+        field: impl Fn(usize) -> &'a [u8],
+        parameters: &[u8],
+    ) {
+        let row = self.keys.len();
+        assert!(row < self.layout.rows);
+        let schema = Arc::clone(&self.layout.schema);
+        for index in 0..schema.fields().len() {
+            let (bytes, length) = (field(index), schema.field_bytes(index));
+            assert_eq!(bytes.len(), length);
+            // SAFETY: the row is one of the batch's and `length` bytes long, as the source; `&mut self` keeps others out.
+            unsafe { copy(bytes.as_ptr(), self.field_ptr(index).add(row * length), length) };
+        }
+        self.put_inputs(row, numbers(parameters), key);
+        self.keys.push(key);
+    }
+
     /// Copies samples into the next rows.
     fn push(&mut self, samples: &[Option<SlotGuard<'_>>]) {
         let first = self.keys.len();
@@ -158,18 +213,24 @@ impl Batch {
         }
         for (row, sample) in (first..).zip(samples.iter().flatten()) {
             let key = sample.key();
-            let inputs = parameters(schema, sample.bytes()).chain([key.time_step as f64]);
-            let row_start = row * (schema.nb_parameters() + 1);
-            for (column, value) in inputs.enumerate() {
-                // SAFETY: the row of inputs lies in the region, whose start is aligned for both types.
-                unsafe {
-                    match schema.input_dtype() {
-                        Dtype::F64 => self.base().cast::<f64>().add(row_start + column).write(value),
-                        _ => self.base().cast::<f32>().add(row_start + column).write(value as f32),
-                    }
+            self.put_inputs(row, parameters(schema, sample.bytes()), key);
+            self.keys.push(key);
+        }
+    }
+
+    /// Writes the inputs of the next row, on behalf of who holds `&mut self`.
+    fn put_inputs(&self, row: usize, parameters: impl Iterator<Item = f64>, key: SampleKey) {
+        let schema = &*self.layout.schema;
+        let columns = schema.nb_parameters() + 1;
+        assert!(row < self.layout.rows);
+        for (column, value) in parameters.chain([key.time_step as f64]).take(columns).enumerate() {
+            // SAFETY: the row of inputs lies in the region, whose start is aligned for both types.
+            unsafe {
+                match schema.input_dtype() {
+                    Dtype::F64 => self.base().cast::<f64>().add(row * columns + column).write(value),
+                    _ => self.base().cast::<f32>().add(row * columns + column).write(value as f32),
                 }
             }
-            self.keys.push(key);
         }
     }
 }

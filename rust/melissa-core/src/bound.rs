@@ -15,6 +15,9 @@ pub(crate) struct Room {
     wanted: AtomicBool,
     pub(crate) waiters: Waiters,
     pub(crate) waker: OnceLock<Arc<dyn Fn() + Send + Sync>>,
+    /// No slot was free when one was asked for; whoever holds pins on samples that have left the population looks here.
+    starved: AtomicBool,
+    pub(crate) pin_holders: Waiters,
 }
 
 impl Room {
@@ -25,6 +28,21 @@ impl Room {
         if !planted(Bug::WeakWant) {
             fence(Ordering::SeqCst);
         }
+    }
+
+    /// Tells those who hold pins for long that a slot was asked for in vain.
+    pub(crate) fn starve(&self) {
+        self.starved.store(true, Ordering::Relaxed);
+        self.pin_holders.notify();
+    }
+
+    /// Whether a slot was asked for in vain since the last time.
+    pub(crate) fn has_starved(&self) -> bool {
+        self.starved.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     /// To be called after a slot became free, a sample was seen for the first time, or the population shrank.

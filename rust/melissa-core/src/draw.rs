@@ -28,6 +28,17 @@ impl BatchCursor {
     pub(crate) const fn drawn(&self) -> usize {
         self.drawn
     }
+
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.positions.iter().copied()
+    }
+
+    /// Goes on with a batch of which so many samples were drawn before a restart.
+    pub(crate) fn restore(&mut self, drawn: usize, positions: impl Iterator<Item = usize>) {
+        self.drawn = drawn;
+        self.positions.clear();
+        self.positions.extend(positions);
+    }
 }
 
 enum Draw<'a> {

@@ -5,9 +5,13 @@
 //! before completing it, the study was stopped early, or it was complete and never trained. `declared` is the sum
 //! of all ends once the ledger is closed. A second arrival is counted beside the sum.
 
+mod state;
+
 use std::collections::HashMap;
 
 use thiserror::Error;
+
+pub use state::{DrawSteps, LedgerState, LedgerStateError};
 
 use crate::buffer::SampleKey;
 

@@ -7,6 +7,7 @@
 pub mod batch;
 mod bound;
 pub mod buffer;
+pub mod checkpoint;
 mod draw;
 pub mod error;
 pub mod heartbeat;

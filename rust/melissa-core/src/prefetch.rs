@@ -6,11 +6,13 @@
 
 use crate::batch::{Batch, BatchLayout, BatchPool};
 use crate::buffer::Buffer;
+use crate::checkpoint::Pending;
 use crate::error::BufferError;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering, Waiters, lock, now, thread};
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
+use thiserror::Error;
 
 /// How long the thread waits for data before it looks whether it is to stop.
 const STOP_POLL: Duration = Duration::from_millis(50);
@@ -26,6 +28,8 @@ struct Queue {
     partial: Option<Batch>,
     /// Somebody draws from the buffer: the thread, or a consumer for itself.
     drawing: bool,
+    /// Nobody is to begin drawing: a cut is being taken.
+    held: bool,
     /// The thread is to gather ahead.
     ahead: bool,
     /// Steps in a row that speak against `ahead` being what it is.
@@ -92,17 +96,43 @@ impl Prefetcher {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(buffer: Arc<Buffer>, batch_size: usize, depth: usize, drop_last: bool) -> io::Result<Self> {
+        Self::resume(buffer, batch_size, depth, drop_last, None).map_err(|error| match error {
+            ResumeError::Thread(error) => error,
+            // Without batches of before a restart nothing is allocated here.
+            ResumeError::Buffer(error) => io::Error::other(error),
+        })
+    }
+
+    /// Starts as [`Prefetcher::start`] does, and delivers the batches of a cut first.
+    ///
+    /// # Errors
+    /// When the system gives no thread; when a batch of the cut is larger than `batch_size`.
+    pub fn resume(
+        buffer: Arc<Buffer>,
+        batch_size: usize,
+        depth: usize,
+        drop_last: bool,
+        pending: Option<&Pending>,
+    ) -> Result<Self, ResumeError> {
+        let pool = Arc::<BatchPool>::default();
+        let (mut ready, mut partial, mut layout) = (VecDeque::new(), None, None);
+        if let (Some(pending), Some(schema)) = (pending, buffer.schema()) {
+            let known = layout.insert(BatchLayout::new(schema, batch_size.max(1)));
+            let (batches, begun) = pending.batches(&pool, known)?;
+            (ready, partial) = (batches.into(), begun);
+        }
         let shared = Arc::new(Shared {
             buffer,
             batch_size: batch_size.max(1),
             depth: depth.max(1),
             drop_last,
-            pool: Arc::default(),
-            layout: Mutex::new(None),
+            pool,
+            layout: Mutex::new(layout),
             queue: Mutex::new(Queue {
-                ready: VecDeque::new(),
-                partial: None,
+                ready,
+                partial,
                 drawing: false,
+                held: false,
                 ahead: true,
                 against: 0,
                 end: None,
@@ -170,6 +200,19 @@ impl Prefetcher {
         result
     }
 
+    /// Keeps everybody from drawing until the guard is dropped; returns when nobody does any more, a wait for data of
+    /// this thread's included, which takes no longer than a moment.
+    ///
+    /// # Errors
+    /// `Timeout`: a consumer in another thread was drawing until the deadline.
+    pub fn hold(&self, deadline: Option<Instant>) -> Result<HeldPrefetcher<'_>, BufferError> {
+        lock(&self.shared.queue).held = true;
+        let held = HeldPrefetcher(&self.shared);
+        let is_still =
+            self.shared.delivered.wait_until(deadline, || (!lock(&self.shared.queue).drawing).then_some(()));
+        is_still.map(|()| held).ok_or(BufferError::Timeout)
+    }
+
     /// Seconds that `next` waited for data or for a batch to be gathered, since the first batch came.
     pub fn wait_seconds(&self) -> f64 {
         self.shared.wait_ns.load(Ordering::Relaxed) as f64 * 1e-9
@@ -186,6 +229,42 @@ impl Prefetcher {
         }
         lock(&self.shared.queue).ready.clear();
     }
+}
+
+/// A prefetcher that draws nothing as long as this is there.
+#[derive(Debug)]
+pub struct HeldPrefetcher<'a>(&'a Shared);
+
+impl HeldPrefetcher<'_> {
+    /// Copies of the batches that are ready, and of the one that is begun, in the order of delivery.
+    pub fn pending(&self) -> Pending {
+        let queue = lock(&self.0.queue);
+        let mut pending = Pending::default();
+        for batch in &queue.ready {
+            pending.push_batch(batch);
+        }
+        if let Some(begun) = queue.partial.as_ref().filter(|batch| !batch.keys().is_empty()) {
+            pending.push_begun(begun);
+        }
+        pending
+    }
+}
+
+impl Drop for HeldPrefetcher<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.queue).held = false;
+        self.0.delivered.notify();
+        self.0.wanted.notify();
+    }
+}
+
+/// Why batches of before a restart cannot be delivered.
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    #[error("no thread to gather batches in: {0}")]
+    Thread(#[from] io::Error),
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
 }
 
 impl Drop for Prefetcher {
@@ -216,7 +295,7 @@ impl Shared {
         if self.stop.load(Ordering::Relaxed) {
             return Some(Turn::End(BufferError::Closed));
         }
-        if queue.drawing || queue.ahead {
+        if queue.drawing || queue.held || queue.ahead {
             return None;
         }
         queue.drawing = true;
@@ -279,7 +358,7 @@ impl Shared {
                 if self.stop.load(Ordering::Relaxed) || queue.end.is_some() {
                     return Some(None);
                 }
-                if queue.drawing || !queue.ahead || queue.ready.len() >= self.depth {
+                if queue.drawing || queue.held || !queue.ahead || queue.ready.len() >= self.depth {
                     return None;
                 }
                 queue.drawing = true;

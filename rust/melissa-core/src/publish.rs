@@ -21,7 +21,11 @@ impl Buffer {
             self.room.want();
             bound.slab.take_free(&mut writer.free);
         }
-        let slot = writer.free.pop()?;
+        let Some(slot) = writer.free.pop() else {
+            drop(writer);
+            self.room.starve();
+            return None;
+        };
         let next = writer.free.last().copied();
         let ahead = match &bound.population {
             _ if cfg!(any(loom, shuttle)) => None,

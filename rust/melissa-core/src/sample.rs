@@ -128,7 +128,12 @@ impl Drop for SlotGuard<'_> {
 /// The float64 parameters of a sample in the bytes of its slot.
 pub(crate) fn parameters<'a>(schema: &Schema, bytes: &'a [u8]) -> impl Iterator<Item = f64> + 'a {
     let start = schema.parameters_offset();
-    bytes[start..start + 8 * schema.nb_parameters()].chunks_exact(8).map(|chunk| {
+    numbers(&bytes[start..start + 8 * schema.nb_parameters()])
+}
+
+/// Float64 numbers in native byte order.
+pub(crate) fn numbers(bytes: &[u8]) -> impl Iterator<Item = f64> + '_ {
+    bytes.chunks_exact(8).map(|chunk| {
         let mut number = [0; 8];
         number.copy_from_slice(chunk);
         f64::from_ne_bytes(number)
@@ -190,6 +195,26 @@ impl Sample {
             );
         }
         Self { key: guard.key(), schema, payload: Payload::Copy(words) }
+    }
+
+    /// A copy of what was in a sample before a restart: each field's bytes, and the parameters as float64.
+    pub(crate) fn restored<'a>(
+        schema: Arc<Schema>,
+        key: SampleKey,
+        field: impl Fn(usize) -> &'a [u8],
+        parameters: &[u8],
+    ) -> Self {
+        let mut words = vec![0u64; schema.stride() / 8].into_boxed_slice();
+        // SAFETY: the box's own bytes, all initialised, borrowed until the end of this function.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), schema.stride()) };
+        for index in 0..schema.fields().len() {
+            let start = schema.field_offset(index);
+            bytes[start..start + schema.field_bytes(index)].copy_from_slice(field(index));
+        }
+        let start = schema.parameters_offset();
+        bytes[start..start + parameters.len()].copy_from_slice(parameters);
+        Self { key, schema, payload: Payload::Copy(words) }
     }
 
     pub const fn key(&self) -> SampleKey {

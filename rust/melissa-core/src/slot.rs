@@ -155,6 +155,11 @@ impl SlotWord {
         if before & PINS == 0 || planted(Bug::FreedUnderPin) { self.try_free() } else { Release::Held }
     }
 
+    /// The sample has left the population, and somebody holds a pin on it still.
+    pub(crate) fn is_retired(&self) -> bool {
+        state(self.word.load(Ordering::Relaxed)) == State::Retired
+    }
+
     /// `Retired -> Free` if nobody holds a pin. Several may try; one succeeds, and who pinned in between tries
     /// again when it unpins.
     fn try_free(&self) -> Release {

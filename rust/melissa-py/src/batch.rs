@@ -2,17 +2,22 @@
 
 use crate::arrays;
 use crate::buffer::PyBuffer;
+use crate::checkpoint::PyCheckpointFile;
 use crate::errors;
 use crate::wait::{Owner, wait};
 use melissa_core::batch::{Batch, BatchLayout, BatchPool};
 use melissa_core::buffer::{Buffer, SampleKey};
+use melissa_core::checkpoint::Pending;
 use melissa_core::error::BufferError;
-use melissa_core::prefetch::Prefetcher;
+use melissa_core::prefetch::{HeldPrefetcher, Prefetcher, ResumeError};
 use numpy::PyArray1;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Seconds after which somebody else must have ended a draw of one batch.
+const HOLD_TIMEOUT: f64 = 10.0;
 
 /// A batch of samples as arrays.
 #[pyclass(frozen, module = "melissa._melissa", name = "Batch")]
@@ -31,6 +36,11 @@ impl PyBatch {
 
     pub fn keys(&self) -> Vec<SampleKey> {
         self.lock().keys().to_vec()
+    }
+
+    /// Adds the batch to those of a cut.
+    pub fn wait_in(&self, pending: &mut Pending) {
+        pending.push_batch(&self.lock());
     }
 
     pub fn fill(&self, py: Python<'_>, buffer: &Arc<Buffer>, timeout: Option<f64>) -> PyResult<usize> {
@@ -131,20 +141,34 @@ pub struct PyPrefetcher {
     owner: Owner,
 }
 
+impl PyPrefetcher {
+    /// Keeps the prefetcher from drawing.
+    pub fn hold(&self, py: Python<'_>) -> PyResult<HeldPrefetcher<'_>> {
+        self.owner.check(py, "prefetcher")?;
+        wait(py, Some(HOLD_TIMEOUT), |until| self.prefetcher.hold(until))
+    }
+}
+
 #[pymethods]
 impl PyPrefetcher {
     #[new]
-    #[pyo3(signature = (buffer, batch_size, *, depth=2, drop_last=false))]
+    #[pyo3(signature = (buffer, batch_size, *, depth=2, drop_last=false, restored=None))]
     fn new(
         py: Python<'_>,
         buffer: &PyBuffer,
         batch_size: usize,
         depth: usize,
         drop_last: bool,
+        restored: Option<&PyCheckpointFile>,
     ) -> PyResult<Self> {
         let buffer = Arc::clone(buffer.core(py)?);
-        let prefetcher = Prefetcher::start(buffer, batch_size, depth, drop_last)
-            .map_err(|error| PyOSError::new_err(format!("no thread to gather batches in: {error}")))?;
+        let pending = restored.map(|file| file.0.pending());
+        let prefetcher = py
+            .detach(|| Prefetcher::resume(buffer, batch_size, depth, drop_last, pending))
+            .map_err(|error| match error {
+                ResumeError::Buffer(error) => errors::buffer_error(py, &error),
+                ResumeError::Thread(_) => PyOSError::new_err(error.to_string()),
+            })?;
         Ok(Self { prefetcher, owner: Owner::here() })
     }
 

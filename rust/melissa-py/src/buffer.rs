@@ -1,12 +1,17 @@
 //! `Buffer` and `Sample`.
 
 use crate::arrays;
-use crate::batch::PyBatch;
+use crate::batch::{PyBatch, PyPrefetcher};
+use crate::checkpoint::PyCut;
 use crate::errors;
+use crate::receiver::{PyReceiver, session_error};
 use crate::wait::{Owner, wait};
 use melissa_core::buffer::{Buffer, BufferConfig, Kind, LentBatch, Sample, SampleKey};
+use melissa_core::checkpoint::{Cut, Pending};
 use melissa_core::error::BufferError;
+use melissa_core::ledger::LedgerState;
 use melissa_core::schema::{Dtype, Field, Schema};
+use melissa_core::session::{CutError, SessionCut, SessionState};
 use numpy::PyUntypedArray;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -53,6 +58,21 @@ fn triples(schema: &Schema) -> Vec<(String, usize, &'static str)> {
     schema.fields().iter().map(|field| (field.name.clone(), field.size, field.dtype.name())).collect()
 }
 
+/// Adds a batch, or the samples of one, to those of a cut.
+fn add(pending: &mut Pending, batch: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Ok(batch) = batch.cast::<PyBatch>() {
+        batch.get().wait_in(pending);
+        return Ok(());
+    }
+    let mut samples = Vec::new();
+    for_each(batch, |sample| {
+        samples.push(sample.cast_into::<PySample>().map_err(PyErr::from)?);
+        Ok(())
+    })?;
+    pending.push_samples(samples.iter().map(|sample| &sample.get().0));
+    Ok(())
+}
+
 /// A training buffer in a slab of its own.
 #[pyclass(frozen, module = "melissa._melissa", name = "Buffer")]
 pub struct PyBuffer {
@@ -61,6 +81,10 @@ pub struct PyBuffer {
 }
 
 impl PyBuffer {
+    pub fn from_core(buffer: Buffer) -> Self {
+        Self { buffer: Arc::new(buffer), owner: Owner::here() }
+    }
+
     pub fn core(&self, py: Python<'_>) -> PyResult<&Arc<Buffer>> {
         self.owner.check(py, "training buffer")?;
         Ok(&self.buffer)
@@ -100,7 +124,7 @@ impl PyBuffer {
             lent_slots,
         };
         let buffer = Buffer::new(config).map_err(|error| errors::buffer_error(py, &error))?;
-        Ok(Self { buffer: Arc::new(buffer), owner: Owner::here() })
+        Ok(Self::from_core(buffer))
     }
 
     #[getter]
@@ -309,6 +333,45 @@ impl PyBuffer {
     fn samples(&self, py: Python<'_>) -> PyResult<Vec<PySample>> {
         let buffer = self.core(py)?;
         Ok(py.detach(|| (0..).map_while(|index| buffer.peek(index)).map(PySample).collect()))
+    }
+
+    /// Takes a cut between two batches: the population, what `ahead` and then `prefetcher` hold, and what `receiver`
+    /// knows.
+    #[pyo3(signature = (receiver=None, prefetcher=None, ahead=None))]
+    fn cut(
+        &self,
+        py: Python<'_>,
+        receiver: Option<&PyReceiver>,
+        prefetcher: Option<&PyPrefetcher>,
+        ahead: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyCut> {
+        let buffer = self.core(py)?;
+        let mut pending = Pending::default();
+        if let Some(ahead) = ahead {
+            for_each(ahead, |batch| add(&mut pending, &batch))?;
+        }
+        let held = prefetcher.map(|prefetcher| prefetcher.hold(py)).transpose()?;
+        if let Some(held) = &held {
+            pending.append(py.detach(|| held.pending()));
+        }
+        let cut = match receiver {
+            Some(receiver) => {
+                let session = receiver.session(py)?;
+                py.detach(|| session.cut()).map_err(|error| match &error {
+                    CutError::Stopping => errors::CHECKPOINT_ERROR.error(py, error.to_string()),
+                    CutError::Buffer(error) => errors::buffer_error(py, error),
+                    CutError::Session(error) => session_error(py, error),
+                })?
+            }
+            None => SessionCut {
+                session: SessionState::default(),
+                ledger: LedgerState::default(),
+                buffer: py.detach(|| buffer.snapshot()).map_err(|error| errors::buffer_error(py, &error))?,
+            },
+        };
+        drop(held);
+        let SessionCut { session, ledger, buffer } = cut;
+        Ok(PyCut::from_core(Cut { buffer, pending, ledger, session }))
     }
 
     fn seen_counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -1,6 +1,7 @@
 //! Errors of the core as the Python exceptions of `melissa.exceptions`.
 
 use melissa_core::error::BufferError;
+use melissa_core::snapshot::SnapshotError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -16,6 +17,13 @@ impl Class {
         Self { name, cell: PyOnceLock::new() }
     }
 
+    /// Whether an error is of this class.
+    pub fn is(&self, py: Python<'_>, error: &PyErr) -> bool {
+        self.cell
+            .import(py, "melissa.exceptions", self.name)
+            .is_ok_and(|class| error.is_instance(py, class.as_any()))
+    }
+
     pub fn error(&self, py: Python<'_>, text: impl Into<String>) -> PyErr {
         match self.cell.import(py, "melissa.exceptions", self.name) {
             Ok(class) => PyErr::from_type(class.clone(), text.into()),
@@ -26,6 +34,7 @@ impl Class {
 
 pub static AUTHENTICATION_ERROR: Class = Class::new("AuthenticationError");
 pub static BUFFER_CLOSED: Class = Class::new("BufferClosed");
+pub static CHECKPOINT_ERROR: Class = Class::new("CheckpointError");
 pub static CLIENT_ERROR: Class = Class::new("ClientError");
 pub static CONFIGURATION: Class = Class::new("UnsupportedConfiguration");
 pub static END_OF_DATA: Class = Class::new("EndOfData");
@@ -42,7 +51,9 @@ pub static WAIT_TIMEOUT: Class = Class::new("WaitTimeout");
 
 pub fn buffer_error(py: Python<'_>, error: &BufferError) -> PyErr {
     let class = match error {
-        BufferError::Configuration(_) => &CONFIGURATION,
+        BufferError::Configuration(_) | BufferError::Snapshot(SnapshotError::OtherConfiguration { .. }) => {
+            &CONFIGURATION
+        }
         BufferError::Unbound => &TRAINING_BUFFER_ERROR,
         BufferError::OtherSchema { .. }
         | BufferError::Schema(_)

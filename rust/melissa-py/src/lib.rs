@@ -5,6 +5,7 @@
 mod arrays;
 mod batch;
 mod buffer;
+mod checkpoint;
 mod client;
 mod errors;
 mod heartbeat;
@@ -20,6 +21,8 @@ mod _melissa {
     use super::batch::{PyBatch, PyPrefetcher};
     #[pymodule_export]
     use super::buffer::{PyBuffer, PySample};
+    #[pymodule_export]
+    use super::checkpoint::{PyCheckpointFile, PyCut, PyWriting};
     #[pymodule_export]
     use super::client::PyClient;
     #[pymodule_export]

@@ -2,11 +2,15 @@
 
 use crate::batch::PyBatch;
 use crate::buffer::{PyBuffer, PySample};
+use crate::checkpoint::PyCheckpointFile;
 use crate::errors;
 use crate::wait::Owner;
 use melissa_core::buffer::SampleKey;
 use melissa_core::ledger::{Reason, Sums};
-use melissa_core::session::{DataType, Session, SessionConfig, SessionError, SimulationState};
+use melissa_core::session::{
+    DataType, RestoredSession, RestoredSimulation, Session, SessionConfig, SessionError, SimulationState,
+    Status,
+};
 use melissa_core::wire::auth::StudyKey;
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -17,7 +21,7 @@ use std::time::{Duration, Instant};
 /// How often a wait comes back to see whether a signal came.
 const SIGNAL_POLL: Duration = Duration::from_millis(100);
 
-fn session_error(py: Python<'_>, error: &SessionError) -> PyErr {
+pub fn session_error(py: Python<'_>, error: &SessionError) -> PyErr {
     let text = error.to_string();
     match error {
         SessionError::Configuration(_) => errors::CONFIGURATION.error(py, text),
@@ -85,13 +89,13 @@ pub struct PyReceiver {
 }
 
 impl PyReceiver {
-    fn session(&self, py: Python<'_>) -> PyResult<&Session> {
+    pub fn session(&self, py: Python<'_>) -> PyResult<&Session> {
         self.owner.check(py, "receiver")?;
         Ok(&self.session)
     }
 }
 
-fn sums<'py>(py: Python<'py>, sums: &Sums) -> PyResult<Bound<'py, PyDict>> {
+pub fn sums<'py>(py: Python<'py>, sums: &Sums) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("declared", sums.declared)?;
     out.set_item("complete", sums.complete)?;
@@ -112,13 +116,21 @@ fn reason(name: &str) -> PyResult<Reason> {
     })
 }
 
+fn restored_simulation(known: (u32, u32, u32, String)) -> PyResult<RestoredSimulation> {
+    let (simulation, attempt, draw, name) = known;
+    let status = Status::ALL.into_iter().find(|status| status.name() == name).ok_or_else(|| {
+        PyValueError::new_err(format!("simulation {simulation}: \"{name}\" is no status of a simulation"))
+    })?;
+    Ok(RestoredSimulation { simulation, attempt, draw, status })
+}
+
 #[pymethods]
 impl PyReceiver {
     #[new]
     #[pyo3(signature = (
         buffer, *, key, study_epoch, field_names, nb_parameters, nb_time_steps, planned, data_type="float32",
         host="127.0.0.1", advertise=None, rank=0, nb_ranks=1, simulation_timeout=Some(400.0),
-        receive_buffer_size=262_144
+        receive_buffer_size=262_144, restored=None, simulations=Vec::new()
     ))]
     #[expect(clippy::too_many_arguments, reason = "the keywords of the Python constructor")]
     fn new(
@@ -137,6 +149,8 @@ impl PyReceiver {
         nb_ranks: u32,
         simulation_timeout: Option<f64>,
         receive_buffer_size: usize,
+        restored: Option<&PyCheckpointFile>,
+        simulations: Vec<(u32, u32, u32, String)>,
     ) -> PyResult<Self> {
         let key = StudyKey::from_bytes(key).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let data_type = DataType::from_name(data_type).ok_or_else(|| {
@@ -166,8 +180,15 @@ impl PyReceiver {
             ..SessionConfig::new(key, study_epoch, field_names, nb_parameters, planned)
         };
         let buffer = Arc::clone(buffer.core(py)?);
-        let session =
-            py.detach(|| Session::start(config, buffer)).map_err(|error| session_error(py, &error))?;
+        let simulations = simulations.into_iter().map(restored_simulation).collect::<PyResult<_>>()?;
+        let restored = restored.map(|file| RestoredSession {
+            session: file.0.session().clone(),
+            ledger: file.0.ledger().clone(),
+            simulations,
+        });
+        let session = py
+            .detach(|| Session::resume(config, buffer, restored.as_ref()))
+            .map_err(|error| session_error(py, &error))?;
         Ok(Self { session, owner: Owner::here() })
     }
 

@@ -12,6 +12,7 @@ mod config;
 mod connection;
 mod control;
 mod counters;
+mod cut;
 mod data;
 mod error;
 mod greeting;
@@ -27,6 +28,7 @@ mod table;
 
 pub use config::{DataType, HANDSHAKE_TIMEOUT, MAX_PENDING_HANDSHAKES, RECEIVE_BUFFER_SIZE, SessionConfig};
 pub use counters::{Counters, Refusals};
+pub use cut::{CutError, RestoredSession, RestoredSimulation, SessionCut, SessionState, SimulationCut};
 pub use error::SessionError;
 pub use state::{SimulationState, Status};
 
@@ -142,7 +144,25 @@ impl Session {
     /// # Errors
     /// A configuration that makes no sense; a host that cannot be listened at; no thread or no descriptors left.
     pub fn start(config: SessionConfig, buffer: Arc<Buffer>) -> Result<Self, SessionError> {
+        Self::resume(config, buffer, None)
+    }
+
+    /// Starts as [`Session::start`] does, and goes on from a cut with the training buffer that was restored from it.
+    ///
+    /// # Errors
+    /// Those of `start`; a ledger that contradicts itself or the configuration.
+    pub fn resume(
+        config: SessionConfig,
+        buffer: Arc<Buffer>,
+        restored: Option<&RestoredSession>,
+    ) -> Result<Self, SessionError> {
         config.check()?;
+        let ledger = match restored {
+            Some(restored) => restored.ledger(config.nb_time_steps).map_err(|error| {
+                SessionError::Configuration(format!("the checkpoint cannot be used: {error}"))
+            })?,
+            None => Ledger::new(config.nb_time_steps),
+        };
         listen::check_descriptor_limit(config.planned);
         let (listener, address) = listen::listen(&config)?;
         let local =
@@ -152,7 +172,7 @@ impl Session {
         let poll = Poll::new().map_err(thread_error)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(thread_error)?);
         let shared = Arc::new(Shared {
-            ledger: Arc::new(Mutex::new(Ledger::new(config.nb_time_steps))),
+            ledger: Arc::new(Mutex::new(ledger)),
             board: Board::default(),
             room: Bell::default(),
             over: AtomicBool::new(false),
@@ -168,8 +188,13 @@ impl Session {
             let (shared, waker) = &room;
             shared.room.ring(|| wake(waker));
         }));
-        let reception = Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listeners)
-            .map_err(thread_error)?;
+        let mut reception =
+            Reception::new(config, address.clone(), buffer, Arc::clone(&shared), poll, listeners)
+                .map_err(thread_error)?;
+        if let Some(restored) = restored {
+            reception.resume(restored);
+        }
+        reception.check_over();
         let (commands, received) = channel();
         let thread = std::thread::Builder::new()
             .name("melissa-session".into())

@@ -92,7 +92,7 @@ impl Reception {
     ) -> io::Result<Self> {
         listeners.register(poll.registry(), LISTENER, LOCAL_LISTENER)?;
         let now = Instant::now();
-        let mut reception = Self {
+        Ok(Self {
             address,
             schema: None,
             poll,
@@ -122,9 +122,7 @@ impl Reception {
             config,
             buffer,
             shared,
-        };
-        reception.check_over();
-        Ok(reception)
+        })
     }
 
     /// Receives until the session is closed.

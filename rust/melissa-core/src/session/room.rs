@@ -64,6 +64,16 @@ impl Room {
         self.complete.len()
     }
 
+    /// The complete samples that wait.
+    pub(super) fn keys_waiting(&self) -> impl Iterator<Item = SampleKey> + '_ {
+        self.complete.iter().map(|waiting| waiting.key)
+    }
+
+    /// Counts a wait of before a restart.
+    pub(super) fn waited_before(&mut self, waited: Duration) {
+        self.waited += waited;
+    }
+
     /// Time during which complete samples waited for room.
     pub(super) fn waited(&self, now: Instant) -> Duration {
         self.waited + self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))

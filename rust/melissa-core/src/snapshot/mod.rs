@@ -18,6 +18,7 @@ use crate::buffer::Buffer;
 use crate::error::BufferError;
 use crate::policy::limiter::Limiter;
 use crate::sample::{Sample, SampleKey, SlotGuard};
+use crate::schema::Schema;
 use crate::slot::Entry;
 use crate::sync::{Arc, Ordering, lock};
 use std::fmt;
@@ -35,6 +36,17 @@ pub struct Snapshot {
 pub struct PinnedSamples {
     bound: Arc<Bound>,
     slots: std::vec::IntoIter<u32>,
+}
+
+impl PinnedSamples {
+    /// The slots with their pins, which are the caller's from now on.
+    pub(crate) fn into_slots(mut self) -> (Arc<Bound>, Vec<u32>) {
+        (Arc::clone(&self.bound), std::mem::take(&mut self.slots).collect())
+    }
+
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        Arc::clone(self.bound.slab.schema())
+    }
 }
 
 impl Iterator for PinnedSamples {
