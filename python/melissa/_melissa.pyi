@@ -274,9 +274,7 @@ class CheckpointFile:
         CheckpointError: it cannot be read, or is damaged; the text says what is wrong.
     """
 
-    def __new__(
-        cls, path: str | PathLike[str], known: tuple[int, int] | None = None
-    ) -> CheckpointFile: ...
+    def __new__(cls, path: str | PathLike[str], known: tuple[int, int] | None = None) -> CheckpointFile: ...
     @property
     def bytes(self) -> int: ...
     @property

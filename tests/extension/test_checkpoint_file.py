@@ -197,7 +197,8 @@ def test_what_was_published_and_not_evicted_is_in_the_file(tmp_path):
     arrays = safetensors.load_file(tmp_path / "checkpoint")
     numbers = np.concatenate([arrays["pending.field.u"][:, 0], arrays["field.u"][:, 0]])
     assert numbers.tolist() == list(range(4, 20)), "the batch that was delivered is trained"
-    assert arrays["field.mask"].dtype == np.uint8 and arrays["field.v"].dtype == np.float64
+    assert arrays["field.mask"].dtype == np.uint8
+    assert arrays["field.v"].dtype == np.float64
     assert arrays["parameters"].shape == (arrays["samples"].shape[0], 2)
     assert np.array_equal(arrays["samples"][:, 0] * 10 + arrays["samples"][:, 2], arrays["field.u"][:, 0])
 

@@ -780,6 +780,6 @@ def test_a_checkpoint_is_loaded_into_a_fresh_model(play, tmp_path):
         assert torch.equal(fresh.model.state_dict()[name], value)
     assert fresh.batch_offset == 8
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["model.pt", "random_states_0.pt"]
+    assert names == ["melissa", "model.pt", "random_states_0.pt"]
     with pytest.raises(TrainingError, match="no checkpoint"):
         fresh._load_model_from_checkpoint("elsewhere")

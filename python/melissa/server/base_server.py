@@ -12,6 +12,7 @@ from typing import Any
 from melissa.exceptions import ConfigurationFileError, FatalError
 from melissa.launcher.defaults import merge_defaults
 from melissa.launcher.message import Message, decode
+from melissa.server.checkpoint.restart import RestoredCheckpoint
 from melissa.server.client_script import ClientScripts
 from melissa.server.communicator import make_communicator
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
@@ -89,7 +90,9 @@ class BaseServer(ABC):
         self._progress = StudyProgress()
         self._registry = ParameterRegistry()
         self._control: StudyControl | None = None
+        self._restored: RestoredCheckpoint | None = None
         self._link: Link | None = launcher_link()
+
         self.comm = make_communicator(check=self._check_ending)
         self._ranks = server_ranks(self._link)
         if self._ranks is not None:
@@ -251,7 +254,10 @@ class BaseServer(ABC):
         watch_ranks: Callable[[list[RankFigures], list[Simulation]], None] | None = None,
         control_class: type[StudyControl] = StudyControl,
     ) -> StudyControl:
-        """Start the control thread: from now on clients are asked for."""
+        """Start the control thread: from now on clients are asked for.
+
+        A server that goes on from a checkpoint has the simulations of before.
+        """
         client_config = self.config_dict["client_config"]
         scripts = ClientScripts(
             Path(os.getcwd()),
@@ -274,6 +280,8 @@ class BaseServer(ABC):
             settle=settle,
             watch_ranks=watch_ranks,
         )
+        if self._restored is not None:
+            self._control.resume(self._restored.study, self._restored.simulations)
         self._control.start()
         return self._control
 

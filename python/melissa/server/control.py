@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from melissa.exceptions import FatalError, FaultToleranceError
 from melissa.launcher.message import CancelClient, JobUpdate, Message, Ping, Progress, Stop, SubmitClient
 from melissa.scheduler.job import State
+from melissa.server.checkpoint.study_state import StateRequests, StudyState
 from melissa.server.client_script import ClientScripts, command_line_token
 from melissa.server.ending import StudyEnding
 from melissa.server.extension_log import forward_extension_log
@@ -126,6 +127,9 @@ class StudyControl:
         self.nb_given_up = 0
         """Simulations that failed for good; those that an early stop ends are none of them."""
         self._to_resubmit: deque[Simulation] = deque()
+        self._to_run_again: deque[Simulation] = deque()  # after a restart of the server
+        self._draws: list[tuple[int, int]] = []  # (simulation, draw), in the order of drawing
+        self._states = StateRequests(self._state)
         self._next_id = 0
         self._fruitless: list[str] = []  # how clients ended that ended before any step arrived
         self._refusals: deque[str] = deque(maxlen=5)
@@ -150,6 +154,30 @@ class StudyControl:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def state(self, timeout: float = 10.0) -> StudyState:
+        """Return how the simulations stand: a copy, made in the control thread between two of its steps."""
+        return self._states.ask(self._thread, timeout)
+
+    def resume(self, state: StudyState, simulations: list[Simulation]) -> None:
+        """Go on with the simulations of before a restart, before the thread is started.
+
+        Those that are not final run again, with the same parameters.
+        """
+        self.nb_resubmitted = state.nb_resubmitted
+        self._expected_steps = self._plan.nb_time_steps or state.expected_steps
+        for number, draw, parameters in state.draws:
+            self._draws.append((number, draw))
+            self._registry.record(number, draw, parameters)
+        for simulation in simulations:
+            self.simulations[simulation.id] = simulation
+            if simulation.status is SimulationStatus.FINISHED:
+                self._listeners.simulation_finished(simulation)
+            elif simulation.status is SimulationStatus.DROPPED:
+                self.nb_given_up += 1
+            else:
+                self._to_run_again.append(simulation)
+        self._next_id = len(simulations)
 
     def finish(self) -> None:
         """Wait until the job of every client has ended; no further one is asked for.
@@ -205,6 +233,7 @@ class StudyControl:
         try:
             while not self._leaving.is_set():
                 self.step()
+                self._states.answer()
                 if self._finishing.is_set() and not self._live_jobs():
                     return
         except ChannelClosed as error:
@@ -240,6 +269,14 @@ class StudyControl:
         if now - self._progress_at >= self.PROGRESS_PERIOD or self._finishing.is_set():
             self._progress_at = now
             self._tell_progress(now)
+
+    def _state(self) -> StudyState:
+        draws = [
+            (number, draw, self._registry.parameters(number, draw) or []) for number, draw in self._draws
+        ]
+        return StudyState.of_simulations(
+            self.simulations.values(), draws, self.nb_resubmitted, self._expected_steps
+        )
 
     def _live_jobs(self) -> list[Simulation]:
         return [simulation for simulation in self.simulations.values() if simulation.has_job]
@@ -437,7 +474,10 @@ class StudyControl:
     def _submit(self) -> None:
         free = self._plan.jobs_at_once - len(self._live_jobs())
         while free > 0:
-            if self._to_resubmit:
+            if self._to_run_again:
+                simulation = self._to_run_again.popleft()
+                self._run_again(simulation)
+            elif self._to_resubmit:
                 simulation = self._to_resubmit.popleft()
                 self._prepare_again(simulation)
             elif self._next_id < self._plan.nb_simulations:
@@ -451,6 +491,13 @@ class StudyControl:
                 return
             self._submit_attempt(simulation)
             free -= 1
+
+    def _run_again(self, simulation: Simulation) -> None:
+        self._scripts.write(simulation.id, simulation.words)
+        logger.info(
+            f"simulation {simulation.id} is run again after the restart, with the same parameters; "
+            f"{simulation.steps_complete} of its time steps are here"
+        )
 
     def _prepare_again(self, simulation: Simulation) -> None:
         self.nb_resubmitted += 1
@@ -471,7 +518,9 @@ class StudyControl:
         draw = self._draw_parameters()
         simulation.parameters = plain_list(draw.parameters)
         self._registry.record(simulation.id, simulation.draw, simulation.parameters)
-        return [command_line_token(word) for word in draw.words]
+        self._draws.append((simulation.id, simulation.draw))
+        simulation.words = [command_line_token(word) for word in draw.words]
+        return simulation.words
 
     def _submit_attempt(self, simulation: Simulation) -> None:
         simulation.attempt += 1
@@ -560,6 +609,8 @@ class StudyControl:
     def _wind_down(self, now: float, reason: str) -> None:
         """Stop early: clients that are connected are told so by the receiver, the others are cancelled."""
         if self._winding_down_since is None:
+            if self._ending.holds_reception():
+                return
             self._winding_down_since = now
             logger.info(f"the study stops early: {reason}")
             self._receiver.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 __all__ = ["StudyEnding", "StudyInterrupted"]
 
@@ -26,11 +27,16 @@ class StudyEnding:
     every wait.
     """
 
+    CHECKPOINT_GRACE = 10.0
+
     def __init__(self) -> None:
         self.is_looked_at = False
         """Whether the training thread has come to where it looks at this object."""
         self.checkpoint_wanted = False
         """Whether somebody asked for a checkpoint: the ranks agree on the batch after which it is written."""
+        self.checkpoint_due = False
+        """Whether training writes a checkpoint of what is there when it is interrupted."""
+        self._held_since: float | None = None
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop_reason: str | None = None
@@ -49,6 +55,22 @@ class StudyEnding:
                 return False
             self._stop_reason, self._stop_status = reason, status
             return True
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the study is to stop because somebody said so, and may go on another day."""
+        return self._stop_reason is not None and self._stop_status != 0
+
+    def holds_reception(self) -> bool:
+        """Say whether reception has to wait with its end: training has not saved yet what it would lose.
+
+        It waits `CHECKPOINT_GRACE` seconds from the first question on: a training step may take longer.
+        """
+        if not (self.checkpoint_due and self.is_interrupted):
+            return False
+        now = time.monotonic()
+        self._held_since = now if self._held_since is None else self._held_since
+        return now - self._held_since < self.CHECKPOINT_GRACE
 
     @property
     def error(self) -> BaseException | None:

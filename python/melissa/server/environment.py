@@ -22,6 +22,8 @@ class StudyEnvironment:
     key: bytes = field(repr=False)
     study_epoch: int
     output_dir: Path
+    restart: int = 0
+    """How often the study's server was started before."""
 
     @property
     def own_host(self) -> str:
@@ -50,4 +52,13 @@ class StudyEnvironment:
             key = read_study_key(key_file)
         except (OSError, MelissaError) as error:
             raise FatalError(f"the study key (MELISSA_KEY_FILE) cannot be read: {error}") from error
-        return cls(launcher_address=address, key=key, study_epoch=int(epoch), output_dir=Path(output_dir))
+        restart = environment.get("MELISSA_RESTART", "0")
+        if not restart.isdecimal():
+            raise FatalError(f"MELISSA_RESTART is {restart!r}: a whole number was expected")
+        return cls(
+            launcher_address=address,
+            key=key,
+            study_epoch=int(epoch),
+            output_dir=Path(output_dir),
+            restart=int(restart),
+        )

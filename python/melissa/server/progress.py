@@ -31,6 +31,8 @@ class StudyProgress:
         self.batches_expected: int | None = None
         self.trainer_wait_s = 0.0
         self.waits_for_data = False
+        self._waited_before = 0.0  # before a restart, as below
+        self._trained_before = 0.0
         self.watermark = 0
 
     def training_begins(self) -> None:
@@ -48,13 +50,37 @@ class StudyProgress:
     def training_seconds(self) -> float:
         """Seconds of training, from the watermark to the end, or to now."""
         if self._training_started is None:
-            return 0.0
-        return (self._training_ended or time.monotonic()) - self._training_started
+            return self._trained_before
+        return self._trained_before + (self._training_ended or time.monotonic()) - self._training_started
 
     @property
     def seconds(self) -> float:
         """Seconds since the server was constructed."""
         return time.monotonic() - self.started
+
+    def waited(self, seconds: float) -> None:
+        """Take note of how long training has waited for data since this start of the server."""
+        self.trainer_wait_s = self._waited_before + seconds
+
+    def saved(self) -> dict[str, Any]:
+        """Return the counters that a restarted server goes on with."""
+        with self._lock:
+            return {
+                "batches": self.batches,
+                "samples_delivered": self.samples_delivered,
+                "trainer_wait_s": self.trainer_wait_s,
+                "seconds": self.seconds,
+                "training_seconds": self.training_seconds,
+            }
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """Go on with the counters that `saved` gave before a restart."""
+        with self._lock:
+            self.batches = saved["batches"]
+            self.samples_delivered = saved["samples_delivered"]
+            self.trainer_wait_s = self._waited_before = saved["trainer_wait_s"]
+            self._trained_before = saved["training_seconds"]
+            self.started -= saved["seconds"]
 
     def delivered(self, nb_samples: int) -> None:
         """Count one batch that was trained."""

@@ -188,11 +188,13 @@ class Simulation:
     """What the server knows of one simulation.
 
     `attempt` counts the starts of its client, from 1; `draw` the sets of parameters that it was given, from
-    0. `failures` counts all failed attempts, `failures_of_draw` those with its present parameters.
+    0. `failures` counts all failed attempts, `failures_of_draw` those with its present parameters; `words`
+    are the parameters as its solver's command line has them.
     """
 
     simulation_id: int
     parameters: list[Any] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
     draw: int = 0
     attempt: int = 0
     failures: int = 0

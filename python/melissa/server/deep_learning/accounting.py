@@ -34,4 +34,4 @@ class TrainedAccounting:
 
     def waited(self, seconds: float) -> None:
         """Take note of how long training has waited for data in all."""
-        self._progress.trainer_wait_s = seconds
+        self._progress.waited(seconds)

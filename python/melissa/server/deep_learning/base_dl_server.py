@@ -15,9 +15,11 @@ from melissa.exceptions import ConfigurationFileError, FatalError, TrainingError
 from melissa.launcher.message import Finished, Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
+from melissa.server.checkpoint.writing import CheckpointWriter
 from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_source
+from melissa.server.deep_learning.checkpointing import BatchesAhead, begin_checkpoints, restart, write_state
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.fast_dev_run import fast_dev_run
@@ -154,6 +156,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._wait = PolledWait(self._ending, self._describe_study, self._progress)
         self._checks: SampleChecks | None = None
         self._has_batch = True
+        self._ahead = BatchesAhead()
+        self._checkpoints: CheckpointWriter | None = None
         self._share = TrainingShare()
         self._flags = BatchFlags(self.comm, self._ending, self._share)
         self._loss_check = LossCheck(self.dl_config["check_loss"])
@@ -372,6 +376,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._ending.is_looked_at = True
         self.__set_expected_batches_samples_watermark()
         self.__configure_data_collection()
+        self._restart_from_checkpoint()
         self._receive()
         if self._fast_dev_run is not None:
             self._fast_dev_run.watch(self)
@@ -428,6 +433,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             report = self._ensemble.finish(has_received_all).content
             if self._fast_dev_run is not None:
                 report["fast_dev_run"] = self._fast_dev_run.figures(self)
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
         self._close_logs()
         self._needed_link().send(Finished(exit_, report))
         if isinstance(self._ranks, RankAgent):
@@ -577,6 +584,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self.rank == 0:
             self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
             self._ensemble = start_ensemble(self, self._receiver, listeners)
+        self._checkpoints = begin_checkpoints(self)
 
     def _simulation(self, simulation_id: int) -> Simulation:
         known = {} if self._control is None else self._control.simulations
@@ -668,27 +676,25 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     # Checkpoints.
 
-    @abstractmethod
-    def checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
-        """The method called to initiate full tree checkpointing.
+    def checkpoint_state(self) -> None:
+        """Checkpoint the current state of the server.
 
-        This is specific to torch or tensorflow server.
+        What a restarted server goes on with: the training buffer, batches that were drawn and not yet
+        trained, random states, the ledger, simulations and their parameters, counters; and, through
+        `_checkpoint_model`, model and optimizer. It is written to ``checkpoints/melissa/<batch>/``
+        beside training. Every rank calls it, between two batches. While one is being written, further ones
+        are skipped; a second one after the same batch is none. The predefined loop calls it after
+        `checkpoint`; a loop of the study's own may call it after a training step.
         """
+        write_state(self)
 
-    def _checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
-        """Checkpointing at specific interval. The interval defaults nb_batches_update."""
-        if self.checkpoint_interval > 0 and batch_idx % self.checkpoint_interval == 0:
-            self.checkpoint(batch_idx, path)
+    def _restart_from_checkpoint(self) -> None:
+        """Restarts the server object from a checkpoint, where the launcher has restarted the server.
 
-    def _checkpoint_on_request(self, batch_idx: int) -> None:
-        """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch."""
-        self._ending.checkpoint_wanted = False
-        logger.info(f"a checkpoint is written after batch {batch_idx}, as was asked for")
-        self.checkpoint(batch_idx)
-
-    @abstractmethod
-    def _load_model_from_checkpoint(self) -> None:
-        """Library specific model loading function. This is specific to torch or tensorflow server."""
+        The newest one that is whole on every rank is used; without one the study begins anew. A server that
+        is started the first time removes checkpoints of an earlier study in the same folder.
+        """
+        self._restored = restart(self)
 
     def _checkpoint_model(self, folder: Path) -> None:
         """Write what a checkpoint of the whole server needs of the model into `folder`, this rank's own.
@@ -697,7 +703,40 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """
 
     def _restore_model(self, folder: Path) -> None:
-        """Read what `_checkpoint_model` wrote; every rank calls it, after the model was made."""
+        """Read what `_checkpoint_model` wrote; every rank calls it, after the model was made.
+
+        This one calls `_load_model_from_checkpoint`: a class that saves its model in `checkpoint` loads it
+        there.
+        """
+        self._load_model_from_checkpoint()
+
+    @abstractmethod
+    def checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
+        """The method called to initiate full tree checkpointing.
+
+        This is specific to torch or tensorflow server. A study's class may save what it likes in it: the
+        state of the server is saved besides (`checkpoint_state`).
+        """
+
+    def _checkpoint(self, batch_idx: int, path: str = "checkpoints") -> None:
+        """Checkpointing at specific interval. The interval defaults nb_batches_update."""
+        if self.checkpoint_interval > 0 and batch_idx % self.checkpoint_interval == 0:
+            self._checkpoint_now(batch_idx, path)
+
+    def _checkpoint_now(self, batch_idx: int, path: str = "checkpoints") -> None:
+        """Save the model as the class does, then the state of the server; every rank calls it."""
+        self.checkpoint(batch_idx, path)
+        self.checkpoint_state()
+
+    def _checkpoint_on_request(self, batch_idx: int) -> None:
+        """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch."""
+        self._ending.checkpoint_wanted = False
+        logger.info(f"a checkpoint is written after batch {batch_idx}, as was asked for")
+        self._checkpoint_now(batch_idx)
+
+    @abstractmethod
+    def _load_model_from_checkpoint(self) -> None:
+        """Library specific model loading function. This is specific to torch or tensorflow server."""
 
     # What a study defines.
 

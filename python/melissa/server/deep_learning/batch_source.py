@@ -53,12 +53,15 @@ def _batch_transform(server: DeepMelissaServer) -> Callable[[Any], Any]:
 
 def _fast_lane(server: DeepMelissaServer) -> BatchSource:
     transform = _batch_transform(server)
-    return FastLane(server.buffer, server.batch_size, server._drop_last, transform, server._wait)
+    restored = server._ahead.take_restored()
+    return FastLane(server.buffer, server.batch_size, server._drop_last, transform, server._wait, restored)
 
 
 def _view_lane(server: DeepMelissaServer) -> BatchSource:
     admit = None if server._checks is None else server._checks.admit
-    source = SampleSource(server.buffer, server.batch_size, server._wait, admit)
+    restored = server._ahead.take_restored()
+    samples = [] if restored is None else restored.pending_samples()
+    source = SampleSource(server.buffer, server.batch_size, server._wait, admit, restored=samples)
     return ViewLane(
         source,
         server.batch_size,

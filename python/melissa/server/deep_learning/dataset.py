@@ -14,7 +14,7 @@ from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
 from melissa.server.ending import StudyEnding
 
 if TYPE_CHECKING:
-    from melissa._melissa import Sample
+    from melissa._melissa import CheckpointFile, Sample
     from melissa.server.deep_learning.accounting import TrainedAccounting
     from melissa.server.deep_learning.reservoir import BaseQueue
     from melissa.server.simulation import SimulationData
@@ -70,6 +70,9 @@ class MelissaIterableDataset:
         self._accounting: TrainedAccounting | None = None
         self._batch_size = 1
         self._admit: Callable[[Sample, SimulationData], bool] | None = None
+        self._take_restored: Callable[[], CheckpointFile | None] = lambda: None
+        self._source: SampleSource | None = None
+        self._handed: list[Sample] = []  # yielded and not yet counted
 
     # A DataLoader asks isinstance(). Inheriting from torch's class would make torch a requirement of this
     # module; so the class is given as a heir of it from the moment on that torch is imported.
@@ -88,30 +91,52 @@ class MelissaIterableDataset:
         accounting: TrainedAccounting,
         batch_size: int,
         admit: Callable[[Sample, SimulationData], bool] | None = None,
+        take_restored: Callable[[], CheckpointFile | None] = lambda: None,
     ) -> None:
-        """Become the dataset of a study: its waits, its accounting, and its checks of single samples."""
+        """Become the dataset of a study: its waits, its accounting, and its checks of single samples.
+
+        `take_restored` gives the checkpoint whose drawn samples come first, once.
+        """
         self._wait, self._accounting, self._batch_size, self._admit = wait, accounting, batch_size, admit
+        self._take_restored = take_restored
+
+    def at_checkpoint(self) -> list[Sample]:
+        """Count the batch that was yielded as trained, and return the samples that are drawn and not trained.
+
+        To be called in the loop after a training step: a whole batch that was yielded by then is trained.
+        """
+        if len(self._handed) == self._batch_size:
+            self._count_handed()
+        return [*self._handed, *([] if self._source is None else self._source.drawn())]
 
     def __iter__(self) -> Iterator[Any]:
         self._refuse_workers()
         self.has_ended = False
-        source = SampleSource(self.buffer, self._batch_size, self._wait, self._admit, by_batches=False)
-        batch: list[Sample] = []
+        restored = self._take_restored()
+        source = self._source = SampleSource(
+            self.buffer,
+            self._batch_size,
+            self._wait,
+            self._admit,
+            by_batches=False,
+            restored=[] if restored is None else restored.pending_samples(),
+        )
+        self._handed = []
         while True:
-            if len(batch) == self._batch_size:
+            if len(self._handed) == self._batch_size:
                 # The next batch is asked for: the training step on this one has returned.
-                self._count(batch)
-                batch = []
+                self._count_handed()
             drawn = source.next()
             if drawn is None:
                 self.has_ended = True
                 return
             sample, data = drawn
-            batch.append(sample)
+            self._handed.append(sample)
             yield data if self.transform is None else self.transform(data, self.config_dict)
             del sample, data, drawn
 
-    def _count(self, batch: list[Sample]) -> None:
+    def _count_handed(self) -> None:
+        batch, self._handed = self._handed, []
         if self._accounting is not None:
             self._accounting.trained(batch)
             self._accounting.waited(self.buffer.data_wait_seconds)

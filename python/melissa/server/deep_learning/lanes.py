@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from melissa._melissa import Batch, Prefetcher, Sample
+from melissa._melissa import Batch, CheckpointFile, Prefetcher, Sample
 from melissa.server.deep_learning.reservoir import BaseQueue
 from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
@@ -29,8 +29,15 @@ class BatchSource(Protocol):
     def wait_seconds(self) -> float:
         """Seconds that were waited for data since the first batch."""
 
+    @property
+    def prefetcher(self) -> Prefetcher | None:
+        """What gathers batches ahead, if anything does."""
+
     def next(self) -> Delivery | None:
         """Return the next batch; None at the end of the data, or of the study."""
+
+    def drawn(self) -> Sequence[Sample]:
+        """Return the samples that the source has drawn and not yet delivered."""
 
     def stop(self) -> None:
         """Free what the source holds."""
@@ -39,7 +46,8 @@ class BatchSource(Protocol):
 class FastLane:
     """Whole batches, gathered ahead by the thread of the extension's `Prefetcher`.
 
-    `transform` makes of each `melissa._melissa.Batch` what the training step gets.
+    `transform` makes of each `melissa._melissa.Batch` what the training step gets. The batches that were
+    drawn before a restart, in `restored`, come first.
     """
 
     def __init__(
@@ -49,8 +57,9 @@ class FastLane:
         drop_last: bool,
         transform: Callable[[Batch], Any],
         wait: PolledWait,
+        restored: CheckpointFile | None = None,
     ) -> None:
-        self._prefetcher = Prefetcher(buffer.native, batch_size, drop_last=drop_last)
+        self._prefetcher = Prefetcher(buffer.native, batch_size, drop_last=drop_last, restored=restored)
         self._transform = transform
         self._wait = wait
 
@@ -63,6 +72,15 @@ class FastLane:
         """Return the next batch; None at the end of the data, or of the study."""
         batch = self._wait.result_of(self._prefetcher.next)
         return None if batch is None else Delivery(self._transform(batch), batch)
+
+    @property
+    def prefetcher(self) -> Prefetcher | None:
+        """What gathers batches ahead."""
+        return self._prefetcher
+
+    def drawn(self) -> Sequence[Sample]:
+        """Return nothing: what is drawn is the prefetcher's."""
+        return ()
 
     def stop(self) -> None:
         """End the prefetching thread."""
@@ -104,6 +122,15 @@ class ViewLane:
         if not samples or (self._drop_last and len(samples) < self._batch_size):
             return None
         return Delivery(self._collate(processed), samples)
+
+    @property
+    def prefetcher(self) -> Prefetcher | None:
+        """Nothing gathers batches ahead."""
+        return None
+
+    def drawn(self) -> Sequence[Sample]:
+        """Return the samples that were drawn and not yet delivered."""
+        return self._source.drawn()
 
     def stop(self) -> None:
         """Hold nothing."""

@@ -47,6 +47,8 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
         rank=server.rank,
         nb_ranks=server.comm_size,
         simulation_timeout=server.study_options["simulation_timeout"],
+        restored=None if server._restored is None else server._restored.file,
+        simulations=[] if server._restored is None else server._restored.for_receiver(),
     )
     logger.info(
         f"{server.nb_simulations} simulations are planned; the {server.buffer.kind.name} buffer holds "
@@ -74,7 +76,7 @@ def join_dataset(
     """Give a dataset of this package the study's waits, accounting and checks."""
     if isinstance(dataset, MelissaIterableDataset):
         admit = None if checks is None else checks.admit
-        dataset.join_study(server._wait, accounting, server.batch_size, admit)
+        dataset.join_study(server._wait, accounting, server.batch_size, admit, server._ahead.take_restored)
 
 
 def obey_rank_zero(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> None:

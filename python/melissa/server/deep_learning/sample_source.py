@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from melissa._melissa import Sample
@@ -70,7 +70,8 @@ class PolledWait:
 class SampleSource:
     """Gives the samples of a buffer one by one; `admit` may refuse some, which are passed over.
 
-    They are drawn a batch at a time if `by_batches`, else when they are asked for.
+    They are drawn a batch at a time if `by_batches`, else when they are asked for. Those that were drawn
+    before a restart, `restored`, come first.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class SampleSource:
         admit: Callable[[Sample, SimulationData], bool] | None = None,
         *,
         by_batches: bool = True,
+        restored: Sequence[Sample] = (),
     ) -> None:
         self._buffer = buffer
         self._wait = wait
         self._admit = admit
         # A BatchReservoir promises that no sample comes twice in a batch: it is asked for whole ones.
         self._at_once = batch_size if by_batches or buffer.kind is BufferType.BatchReservoir else 1
-        self._drawn: deque[Sample] = deque()
+        self._drawn: deque[Sample] = deque(restored)
 
     @property
     def wait_seconds(self) -> float:
@@ -106,6 +108,10 @@ class SampleSource:
             view = self._buffer.view(sample)
             if self._admit is None or self._admit(sample, view):
                 return sample, view
+
+    def drawn(self) -> list[Sample]:
+        """Return the samples that were drawn and not yet given."""
+        return list(self._drawn)
 
     def _draw(self, timeout: float) -> list[Sample]:
         if self._at_once == 1:

@@ -46,6 +46,14 @@ def keep_tensorflow_out() -> None:
         sys.modules.setdefault(name, ModuleType(name))
 
 
+def session_start(step: int) -> Any:
+    """Return the event with which TensorBoard forgets what earlier files of a run have from `step` on."""
+    from tensorboard.compat.proto import event_pb2
+
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    return event_pb2.Event(wall_time=time.time(), step=step, session_log=start)
+
+
 class EventWriter:
     """Writes one event file; the methods have the names and arguments of torch's ``SummaryWriter``."""
 
@@ -131,6 +139,10 @@ class EventWriter:
         tensor = self._tensor(dtype="DT_STRING", string_val=[text], tensor_shape=self._shape())
         metadata = self._metadata(plugin_data=self._metadata.PluginData(plugin_name="custom_scalars"))
         self._add(self._summary.Value(tag="custom_scalars__config__", tensor=tensor, metadata=metadata), None)
+
+    def go_on_after(self, step: int) -> None:
+        """Say that what older files have of later steps counts no more."""
+        self._file.add_event(session_start(step + 1))
 
     def flush(self) -> None:
         """Write what is buffered to the file."""
@@ -233,6 +245,10 @@ class TensorboardLogger:
     def _write_scalar(self, tag: str, value: float, step: int, walltime: float) -> None:
         self._write(lambda writer: writer.add_scalar(tag, value, step, walltime))
 
+    def go_on_after(self, step: int) -> None:
+        """Go on in the run of before a restart: what it has of steps after `step` is shown no more."""
+        self._write(lambda writer: writer.go_on_after(step))
+
     def log_scalar_dbg(self, tag: str, value: float, step: int) -> None:
         """Log one number if the logger was made with ``debug``."""
         if self.debug:
@@ -271,6 +287,10 @@ class TorchTensorboardLogger(TensorboardLogger):
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(str(self.log_dir), flush_secs=FLUSH_SECONDS)
+
+    def go_on_after(self, step: int) -> None:
+        """Go on in the run of before a restart: what it has of steps after `step` is shown no more."""
+        self._write(lambda writer: writer.file_writer.add_event(session_start(step + 1)))
 
 
 def make_tb_logger(

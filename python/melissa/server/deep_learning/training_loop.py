@@ -28,6 +28,8 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
     """
     batch_idx = server.batch_offset
     fetches_ahead = server.comm_size > 1
+    server._ahead.source = source
+    server._ending.checkpoint_due = server.checkpoint_interval > 0
     try:
         delivery = _fetch(server, source)
         while not server.other_processes_finished(batch_idx) and delivery is not None:
@@ -43,17 +45,36 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
             server._validation(batch_idx)
             server._checkpoint(batch_idx)
             delivery = ahead if fetches_ahead else _fetch(server, source)
+        _write_last_checkpoint(server, batch_idx)
     finally:
+        server._ending.checkpoint_due = False
         source.stop()
+
+
+def _write_last_checkpoint(server: DeepMelissaServer, batch_idx: int) -> None:
+    """Keep what was learned since the last checkpoint.
+
+    What was drawn and is not trained is part of it: a study that was interrupted goes on with that.
+    """
     interval = server.checkpoint_interval
-    if batch_idx > server.batch_offset and interval > 0 and batch_idx % interval:
-        server.checkpoint(batch_idx)
+    is_interrupted = server.comm.any(server._ending.is_interrupted)
+    if batch_idx == server.batch_offset or interval <= 0:
+        return
+    if server._checkpoints is not None:
+        server._checkpoints.wait()
+    if batch_idx % interval:
+        server._checkpoint_now(batch_idx)
+    elif is_interrupted:
+        # Unless it was skipped, that of this batch is there.
+        server.checkpoint_state()
 
 
 def _fetch(server: DeepMelissaServer, source: BatchSource) -> Delivery | None:
     """Return the next batch, None where there is none; tell the other ranks which."""
     delivery = source.next()
     server._has_batch = delivery is not None
+    if delivery is not None:
+        server._ahead.fetched.append(delivery)
     # A class with a way of its own to agree does so when it is asked.
     if not is_overridden(type(server), "_synchronize_data_availability"):
         server._flags.post(server._has_batch)
@@ -66,6 +87,7 @@ def train_batch(server: DeepMelissaServer, source: BatchSource, delivery: Delive
     result = server._training_step(delivery.batch, batch_idx)
     server._loss_check.returned(result, batch_idx, server.nb_batches_update)
     server._accounting.trained(delivery.samples)
+    server._ahead.trained(delivery)
     server._accounting.waited(source.wait_seconds)
 
 

@@ -32,6 +32,7 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
     """
     buffer, ending = server.buffer, server._ending
     is_ready = False
+    ending.checkpoint_due = server.checkpoint_interval > 0
     start = reminder = time.perf_counter()
     while True:
         # A stop ends reception, and so the wait for samples.
@@ -41,6 +42,7 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
             mine |= _Flag.STOP
         agreed = _Flag(server.comm.flags(mine).result()[0])
         if _Flag.STOP in agreed:
+            _keep_what_has_come(server)
             return False
         if _Flag.BELOW not in agreed:
             break
@@ -55,3 +57,11 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
             f"{watermark} cannot be reached: training starts with what is there"
         )
     return True
+
+
+def _keep_what_has_come(server: DeepMelissaServer) -> None:
+    """Write a checkpoint of a study that is interrupted before its first batch; every rank comes here."""
+    is_interrupted = server.comm.any(server._ending.is_interrupted)
+    if is_interrupted and server._ending.checkpoint_due:
+        server.checkpoint_state()
+    server._ending.checkpoint_due = False

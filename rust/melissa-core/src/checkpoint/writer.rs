@@ -294,12 +294,12 @@ fn save(mut cut: Cut, sink: &dyn Sink) -> io::Result<Written> {
     pending.fields.resize(schema.fields().len(), Vec::new());
     let half = memory::available().unwrap_or(u64::MAX) / 2;
     let held = Held::new(buffer.samples, usize::try_from(half).unwrap_or(usize::MAX));
-    sink.write_at(&head, 0)?;
     let mut checksums = std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("melissa-aside".into())
             .spawn_scoped(scope, || held.keep_reception_going())?;
-        let result = samples(&held, &schema, &layout, sink);
+        let head = sink.write_at(&head, 0);
+        let result = head.and_then(|()| samples(&held, &schema, &layout, sink));
         held.is_over.store(true, Ordering::Relaxed);
         held.bound.room.pin_holders.notify();
         result

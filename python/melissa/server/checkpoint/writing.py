@@ -1,0 +1,209 @@
+"""How a checkpoint comes about: the ranks agree, take the cut, and go on training while it is written."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from melissa._melissa import (
+    Batch,
+    Buffer,
+    CheckpointFile,
+    CheckpointWriting,
+    Cut,
+    Prefetcher,
+    Receiver,
+    Sample,
+)
+from melissa.exceptions import CheckpointError
+from melissa.server.checkpoint.folder import BUFFER_FILE, CheckpointFolder
+from melissa.server.checkpoint.manifest import Manifest, configuration_fingerprint
+from melissa.server.checkpoint.study_state import StudyState
+from melissa.server.communicator import Communicator
+
+__all__ = ["CheckpointWriter", "DataPlane"]
+
+logger = logging.getLogger("melissa")
+
+
+@dataclass(frozen=True)
+class DataPlane:
+    """Where a rank's samples are at a batch boundary.
+
+    `ahead` are batches that were drawn and not yet trained, before those that `prefetcher` holds.
+    """
+
+    buffer: Buffer
+    receiver: Receiver
+    prefetcher: Prefetcher | None = None
+    ahead: Iterable[Batch | Iterable[Sample]] = ()
+
+    def cut(self) -> Cut:
+        """Take the cut."""
+        return self.buffer.cut(self.receiver, self.prefetcher, self.ahead)
+
+
+class _Obstacle(enum.IntFlag):
+    """Why a rank cannot write a checkpoint now; all ranks get the bitwise or."""
+
+    BUSY = 1
+    EMPTY = 2
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one server rank, one at a time.
+
+    Parameters
+    ----------
+    comm
+        The ranks: each calls `write` at the same batches.
+    folder
+        Of the study's checkpoints, shared by the ranks.
+    config_dict, study_epoch
+        What the manifest says of the study.
+    study
+        Gives rank 0's view of the simulations; None on the other ranks. Called in the writing thread.
+    """
+
+    def __init__(
+        self,
+        comm: Communicator,
+        folder: CheckpointFolder,
+        *,
+        config_dict: dict[str, Any],
+        study_epoch: int,
+        study: Callable[[], StudyState] | None,
+    ) -> None:
+        self._comm = comm
+        self._folder = folder
+        self._config_dict = config_dict
+        self._study_epoch = study_epoch
+        self._study = study
+        self._thread: threading.Thread | None = None
+        self.last_batch: int | None = None
+        """The batch after which the last checkpoint was taken."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this rank's part of a checkpoint is still being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def write(
+        self,
+        batch: int,
+        data: DataPlane,
+        progress: dict[str, Any],
+        save_model: Callable[[Path], None],
+    ) -> bool:
+        """Write a checkpoint after `batch`, on every rank; False, and said in the log, when it is skipped.
+
+        It returns when the cut is taken and the model saved; the rest is written by threads. A disk that
+        fails costs the checkpoint, not the study.
+        """
+        if self.last_batch == batch:
+            return False
+        mine = _Obstacle(0)
+        if self.is_busy:
+            mine |= _Obstacle.BUSY
+        if not data.buffer.bound:
+            mine |= _Obstacle.EMPTY
+        bits, _ = self._comm.flags(mine).result()
+        obstacles = _Obstacle(bits)
+        if obstacles:
+            why = "no sample has come yet"
+            if _Obstacle.BUSY in obstacles:
+                which = f"that of batch {self.last_batch}" if self.is_busy else "another rank's"
+                why = f"{which} is still being written"
+            logger.info(f"the checkpoint after batch {batch} is skipped: {why}")
+            return False
+        begin = time.perf_counter()
+        try:
+            if self._comm.rank == 0:
+                self._folder.prune(self._comm.size)
+            unfinished = self._folder.begin(batch, self._comm.rank)
+            cut = data.cut()
+            paused = time.perf_counter() - begin
+            population, pending = cut.population, cut.pending
+            writing = cut.write(unfinished / BUFFER_FILE)
+            save_model(unfinished)
+        except (CheckpointError, OSError) as error:
+            self._failed(batch, error)
+            return False
+        logger.debug(
+            f"checkpoint after batch {batch}: {population} samples and {pending} of drawn batches are being "
+            f"written; training paused {paused:.3f} s for the cut, {time.perf_counter() - begin:.3f} s with "
+            "the model"
+        )
+        manifest = {
+            "batch": batch,
+            "rank": self._comm.rank,
+            "nb_ranks": self._comm.size,
+            "study_epoch": self._study_epoch,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "configuration": configuration_fingerprint(self._config_dict),
+            "progress": progress,
+        }
+        self.last_batch = batch
+        self._thread = threading.Thread(
+            target=self._finish, args=(batch, unfinished, writing, manifest), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        return True
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until what is being written is written."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _finish(
+        self, batch: int, unfinished: Path, writing: CheckpointWriting, manifest: dict[str, Any]
+    ) -> None:
+        try:
+            written = writing.wait()
+            assert written is not None
+            files = {BUFFER_FILE: (written["bytes"], written["crc32c"])}
+            for path in sorted(unfinished.rglob("*")):
+                if path.is_file() and path.name != BUFFER_FILE:
+                    _sync_file(path)
+                    files[str(path.relative_to(unfinished))] = CheckpointFile.measure(path)
+            # After the cut: what the simulations did in between is done again where it has to be.
+            study = None if self._study is None else self._study().to_dict()
+            Manifest(**manifest, files=files, study=study).write(unfinished)
+            self._folder.commit(batch, self._comm.rank)
+            if self._comm.rank == 0:
+                self._folder.prune(self._comm.size)
+        except (CheckpointError, OSError) as error:
+            self._failed(batch, error)
+            return
+        aside = written["copied_aside"]
+        logger.info(
+            f"checkpoint after batch {batch} is written: {written['bytes'] / 2**20:.1f} MiB in "
+            f"{written['seconds']:.2f} s"
+            + (f"; {aside} samples were copied so that reception did not wait for the disk" if aside else "")
+        )
+
+    def _failed(self, batch: int, error: Exception) -> None:
+        logger.error(
+            f"the checkpoint after batch {batch} could not be written: {error}. The study goes on; a server "
+            "that dies now goes on from the one before"
+        )
+        try:
+            self._folder.abandon(batch, self._comm.rank)
+        except OSError as another:
+            logger.error(f"and what was written of it could not be removed: {another}")
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""Checkpoints of a server that trains: what is saved between two batches, and put back after a restart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from melissa._melissa import CheckpointFile, Prefetcher
+from melissa.exceptions import UnsupportedConfiguration
+from melissa.server.checkpoint.folder import CheckpointFolder
+from melissa.server.checkpoint.manifest import configuration_fingerprint
+from melissa.server.checkpoint.restart import RestoredCheckpoint, load_newest
+from melissa.server.checkpoint.study_state import advance_sampler
+from melissa.server.checkpoint.writing import CheckpointWriter, DataPlane
+from melissa.server.deep_learning.dataset import MelissaIterableDataset
+from melissa.server.distribution import steps_of_rank
+from melissa.server.environment import StudyEnvironment
+
+if TYPE_CHECKING:
+    from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+    from melissa.server.deep_learning.lanes import BatchSource, Delivery
+
+__all__ = ["BatchesAhead", "begin_checkpoints", "restart", "write_state"]
+
+logger = logging.getLogger("melissa")
+
+FOLDER = Path("checkpoints") / "melissa"
+
+
+class BatchesAhead:
+    """What the training loop has drawn and not yet trained, for a cut between two batches.
+
+    Batches of before a restart, `restored`, are delivered first by whatever draws first.
+    """
+
+    def __init__(self) -> None:
+        self.source: BatchSource | None = None
+        self.fetched: list[Delivery] = []
+        """Batches that the loop has fetched, in order; one leaves when it is trained."""
+        self.restored: CheckpointFile | None = None
+
+    def trained(self, delivery: Delivery) -> None:
+        """Take note that a batch is trained."""
+        if self.fetched and self.fetched[0] is delivery:
+            del self.fetched[0]
+
+    def take_restored(self) -> CheckpointFile | None:
+        """Return the checkpoint whose batches have to be delivered, once."""
+        restored, self.restored = self.restored, None
+        return restored
+
+
+def begin_checkpoints(server: DeepMelissaServer) -> CheckpointWriter:
+    """Make what writes the rank's checkpoints."""
+    control = server._control
+    return CheckpointWriter(
+        server.comm,
+        CheckpointFolder(FOLDER),
+        config_dict=server.config_dict,
+        study_epoch=StudyEnvironment.read().study_epoch,
+        study=None if control is None else control.state,
+    )
+
+
+def write_state(server: DeepMelissaServer) -> None:
+    """Write a checkpoint of the study after the batches that were trained so far; every rank calls it."""
+    if server._receiver is None or server._checkpoints is None:
+        return
+    if server.comm_size > 1 and server.dl_config["drain"] == "all":
+        # Ranks that drain apart from each other are not after the same batch (docs/decisions/0009).
+        return
+    ahead = server._ahead
+    batches = [delivery.samples for delivery in ahead.fetched]
+    prefetcher: Prefetcher | None = None
+    if ahead.source is not None:
+        prefetcher = ahead.source.prefetcher
+        batches += [samples for samples in [ahead.source.drawn()] if samples]
+    elif isinstance(dataset := server.dataset, MelissaIterableDataset):
+        batches += [samples for samples in [dataset.at_checkpoint()] if samples]
+    server._checkpoints.write(
+        server._progress.batches,
+        DataPlane(server.buffer.native, server._receiver, prefetcher, batches),
+        server._progress.saved(),
+        server._checkpoint_model,
+    )
+
+
+def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
+    """Put back what the newest usable checkpoint has; None, and said in the log, where the study begins anew.
+
+    Called when the buffer is made and nothing is received yet.
+    """
+    folder = CheckpointFolder(FOLDER)
+    if StudyEnvironment.read().restart == 0:
+        if server.rank == 0 and folder.forget_all():
+            logger.info("checkpoints of an earlier study in this folder were removed")
+        server.comm.barrier()
+        return None
+    restored = load_newest(
+        server.comm, folder, server.buffer.native, lambda simulation: _steps_expected(server, simulation)
+    )
+    if restored is None:
+        logger.info(
+            "the server was restarted, and there is no checkpoint to go on from: the study begins anew"
+        )
+        if server.rank == 0 and (aside := folder.put_aside()) is not None:
+            logger.warning(f"checkpoints that cannot be used were put aside: {aside.absolute()}")
+        server.comm.barrier()
+        return None
+    manifest = restored.manifest
+    if manifest.configuration != configuration_fingerprint(server.config_dict):
+        logger.warning(
+            "the configuration (study_options or dl_config) is not the one that the checkpoint was written "
+            "under: the study goes on with the new one"
+        )
+    if server.buffer.native.bound:
+        raise UnsupportedConfiguration(
+            "the study's class puts samples into its buffer before the server is online, so that a "
+            "checkpoint cannot be restored into it: put them in on_train_start, where batch_offset is 0"
+        )
+    server.buffer.native = restored.buffer
+    server._ahead.restored = restored.file
+    server.batch_offset = manifest.batch
+    server._progress.resume(manifest.progress)
+    server.tb_logger.go_on_after(manifest.batch)
+    server._restore_model(folder.of_rank(manifest.batch, server.rank))
+    if server.rank == 0:
+        folder.forget_newer(manifest.batch)
+        advance_sampler(server._draw, restored.study)
+    server.comm.barrier()
+    again = sum(not simulation.is_final for simulation in restored.simulations)
+    logger.info(
+        f"the server goes on after batch {manifest.batch}, from the checkpoint of {manifest.written}: "
+        f"{restored.file.population} samples are in the buffer, {sum(restored.file.pending)} in batches that "
+        f"wait to be trained; of {len(restored.simulations)} simulations {again} run again"
+    )
+    return restored
+
+
+def _steps_expected(server: DeepMelissaServer, simulation: int) -> int | None:
+    if not server.nb_time_steps:
+        return None
+    # Time steps of one simulation are those of a study of this one, seen from as many ranks further.
+    nb_ranks, distribution = server.comm_size, server.dl_config["distribution"]
+    return steps_of_rank(
+        (server.rank - simulation) % nb_ranks,
+        nb_ranks=nb_ranks,
+        nb_simulations=1,
+        nb_time_steps=server.nb_time_steps,
+        distribution=distribution,
+    )
