@@ -166,9 +166,7 @@ class StudyControl:
         """
         self.nb_resubmitted = state.nb_resubmitted
         self._expected_steps = self._plan.nb_time_steps or state.expected_steps
-        for number, draw, parameters in state.draws:
-            self._draws.append((number, draw))
-            self._registry.record(number, draw, parameters)
+        self._draws = [(number, draw) for number, draw, _ in state.draws]
         for simulation in simulations:
             self.simulations[simulation.id] = simulation
             if simulation.status is SimulationStatus.FINISHED:

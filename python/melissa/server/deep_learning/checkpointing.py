@@ -125,6 +125,8 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
     server._progress.resume(manifest.progress)
     server.tb_logger.go_on_after(manifest.batch)
     server._restore_model(folder.of_rank(manifest.batch, server.rank))
+    for simulation, draw, parameters in restored.study.draws:
+        server._registry.record(simulation, draw, parameters)
     if server.rank == 0:
         folder.forget_newer(manifest.batch)
         advance_sampler(server._draw, restored.study)
