@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from melissa.launcher.fast_dev_run import NB_BATCHES, is_fast_dev_run
 from melissa.server.simulation import SimulationStatus
 
 if TYPE_CHECKING:
+    from melissa._melissa import Prefetcher, Sample
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
@@ -188,6 +190,15 @@ class ShortSource:
         delivery = self._source.next()
         self._run.prepared(time.monotonic() - began - (self._source.wait_seconds - waited))
         return delivery
+
+    @property
+    def prefetcher(self) -> Prefetcher | None:
+        """What gathers batches ahead, if anything does."""
+        return self._source.prefetcher
+
+    def drawn(self) -> Sequence[Sample]:
+        """Return the samples that the source has drawn and not yet delivered."""
+        return self._source.drawn()
 
     def stop(self) -> None:
         """Free what the source holds."""
