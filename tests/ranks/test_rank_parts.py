@@ -97,7 +97,7 @@ class Side:
 @pytest.fixture
 def team(monkeypatch):
     """Rank 0 and rank 1 of a study, with receivers that the test plays."""
-    monkeypatch.setattr(RankHub, "FIRST_FAILURE_WAIT", 0.05)
+    monkeypatch.setattr(RankHub, "FIRST_FAILURE_WAIT", 0.2)
     monkeypatch.setattr(RankAgent, "FAREWELL_TIMEOUT", 0.5)
     monkeypatch.setattr(LastResort, "set", lambda self: None)
     link, zero, one = PlayedLink(), Side(), Side()
@@ -256,6 +256,13 @@ def test_what_fails_because_another_rank_has_failed_is_not_told(team):
     report_failure(fail(ValueError("the first")), None, team.agent)
     report_failure(fail(RuntimeError("connection closed by peer")), team.link, team.hub)
     assert [message.message for message in team.link.sent] == ["the first (server rank 1)"]
+
+
+def test_what_fails_because_another_rank_has_died_is_not_told(team):
+    threading.Timer(0.05, team.channel._connection.shutdown, [socket.SHUT_RDWR]).start()
+    report_failure(fail(RuntimeError("connection closed by peer")), team.link, team.hub)
+    (told,) = team.link.sent
+    assert told.kind == RankLostError.__name__
 
 
 def test_a_rank_that_dies_is_named(team):

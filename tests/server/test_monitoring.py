@@ -78,7 +78,7 @@ class Monitored(ExperimentalMonitoringMixin):
     """What the mix-in needs of a server."""
 
     def __init__(self, buffer, get_buffer_statistics=False):
-        self.rank = 0
+        self.rank, self.comm_size = 0, 1
         self.nb_batches_update = 2
         self.dl_config = {"get_buffer_statistics": get_buffer_statistics}
         self.buffer = buffer

@@ -105,3 +105,21 @@ def test_a_study_that_is_interrupted_ends_its_clients(study):
 def test_a_class_without_a_way_to_draw_is_told_how(study):
     study.server("from melissa.server.offline_server import OfflineServer\nclass Server(OfflineServer): pass")
     assert "call self.set_parameter_sampler" in study.fail()
+
+
+def test_on_several_server_ranks_the_first_runs_the_simulations(study, monkeypatch):
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    study.server(OFFLINE_SERVER)
+    study.solver("print('ran')")
+    study.configure(
+        {
+            "launcher_config.scheduler": "openmpi",
+            "launcher_config.scheduler_arg_server": ["--oversubscribe", "-n", "2"],
+        }
+    )
+    assert study.run().returncode == 0, study.logs()
+    assert simulations(study)["finished"] == 4
+    for rank in range(2):
+        log = study.read(f"melissa_server_{rank}.log")
+        assert log.endswith(" INFO Server finalizing with status 0\n"), log

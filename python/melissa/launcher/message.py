@@ -169,6 +169,7 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "int": (_is_integer, "an integer"),
     "int | None": (lambda value: value is None or _is_integer(value), "an integer or null"),
+    "float": (lambda value: isinstance(value, float | int), "a number"),
     "list[float]": (
         lambda value: isinstance(value, list) and all(isinstance(entry, float | int) for entry in value),
         "a list of numbers",

@@ -194,6 +194,8 @@ class BaseServer(ABC):
         self.exit_status = exit_
         if exit_ == 1 and self._control is not None:
             self._control.leave()
+        if self._ranks is not None:
+            self._ranks.end()
         logger.info(f"Server finalizing with status {exit_}")
 
     # The launcher, as study code of 2023 addresses it.

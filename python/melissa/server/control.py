@@ -634,6 +634,7 @@ class StudyControl:
         figures = self._figures()
         values = study_figures(figures)
         values |= self._rates.at(now, values["samples_delivered"], values["batches"])
+        self._progress.samples_per_second_of_all = values["samples_per_second"]
         phase = self._progress.phase
         values["phase"] = "draining" if phase == "training" and self._is_over else phase
         self._link.send(Progress(self._simulation_figures() | values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from pathlib import Path
 from typing import Protocol
@@ -72,39 +73,33 @@ class OtherRankFailed(FatalError):
 class Team(Protocol):
     """The other ranks of a server, as far as failures go."""
 
-    def has_failed_elsewhere(self) -> bool:
-        """Say whether another rank failed before this one."""
-
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this rank has failed."""
+        """Have rank 0 tell the launcher and all ranks that this rank has failed."""
 
 
 def failure_of(error: BaseException, rank: int) -> RankFailure:
-    """Return the message that tells other ranks of `error`."""
-    return RankFailure(rank, type(error).__name__, str(error), user_traceback(error))
+    """Return the message that tells other ranks of `error`, which has just been raised."""
+    return RankFailure(rank, type(error).__name__, str(error), user_traceback(error), time.time())
 
 
 def report_failure(error: BaseException, link: Link | None, ranks: Team | None = None) -> None:
-    """Log `error` with its traceback, tell the launcher and the other ranks.
+    """Log `error` with its traceback, and tell the launcher; of several ranks, rank 0 does.
 
-    A second call for the same study does nothing, nor does one for what is the consequence of another rank's
-    failure: that rank has told of it. Never raises: a launcher that is gone cannot be told.
+    A second call for the same study does nothing, nor does one for another rank's failure. Never raises: a
+    launcher that is gone cannot be told.
     """
     if link is not None and link.failure_told:
         return
     if isinstance(error, OtherRankFailed):
         logger.info(f"this rank ends: {error}")
         return
-    if ranks is not None and not isinstance(error, MelissaError) and ranks.has_failed_elsewhere():
-        logger.info("as another rank has failed, this one fails, too", exc_info=error)
-        return
     text = user_traceback(error)
     logger.error(f"the server fails: {type(error).__name__}: {error}\n{text}".rstrip())
     logger.debug("the complete traceback", exc_info=error)
-    if link is not None:
-        tell_launcher(link, Failure(type(error).__name__, str(error), text, isinstance(error, RankLostError)))
     if ranks is not None:
         ranks.fail(error)
+    elif link is not None:
+        tell_launcher(link, Failure(type(error).__name__, str(error), text, isinstance(error, RankLostError)))
 
 
 def tell_launcher(link: Link, failure: Failure) -> None:

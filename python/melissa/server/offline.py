@@ -12,6 +12,7 @@ from melissa.exceptions import FatalError, UnsupportedConfiguration
 from melissa.launcher.message import Finished, JobUpdate, Progress, Register
 from melissa.scheduler.job import State
 from melissa.server.control import Listeners, StudyControl
+from melissa.server.ranks.agent import RankAgent
 from melissa.server.report import StudyReport
 from melissa.server.simulation import Simulation, SimulationStatus
 
@@ -111,9 +112,10 @@ def run_offline(server: BaseServer) -> int:
         raise UnsupportedConfiguration(
             f"study_options.group_size is {group_size}: this version runs one simulation per job, set it to 1"
         )
-    if server.rank == 0:
+    if isinstance(server._ranks, RankAgent):
+        server._ranks.wait_for_end()
+    else:
         _run_simulations(server)
-    server.comm.barrier()
     return server._ending.stop_status
 
 

@@ -34,6 +34,8 @@ class StudyProgress:
         self._waited_before = 0.0  # before a restart, as below
         self._trained_before = 0.0
         self.watermark = 0
+        self.samples_per_second_of_all = 0.0
+        """Of all ranks together, lately; known on rank 0."""
 
     def training_begins(self) -> None:
         """Start the clock of training: the watermark is reached."""

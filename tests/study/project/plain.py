@@ -11,7 +11,10 @@ from melissa.server.parameters import ParameterSamplerType
 
 
 class PlainServer(DeepMelissaServer):
-    """Checks and counts samples, and notes hooks; at the end ``seen.json`` has both."""
+    """Checks and counts samples, and notes hooks; at the end ``seen.json`` has both.
+
+    Of other ranks than 0 it is ``seen_<rank>.json``.
+    """
 
     def __init__(self, config_dict):
         super().__init__(config_dict)
@@ -58,7 +61,8 @@ class PlainServer(DeepMelissaServer):
             "nb_time_steps": self.nb_time_steps,
             "nb_expected_batches": self.nb_expected_batches,
         }
-        with open("seen.json", "w") as file:
+        name = "seen.json" if self.rank == 0 else f"seen_{self.rank}.json"
+        with open(name, "w") as file:
             json.dump(seen, file)
 
     def checkpoint(self, batch_idx, path="checkpoints"):

@@ -57,7 +57,8 @@ class ExperimentalMonitoringMixin:
 
     Every ``nb_batches_update`` batches the predefined loop logs, at the number of the batch,
 
-    - ``samples_per_second``: of this rank, since the last time;
+    - ``samples_per_second``: of this rank, since the last time; on rank 0 of several also
+      ``samples_per_second_all_ranks``, the sum of all over the last seconds;
     - ``put_get_inc``: samples that entered the buffer less those that left it for training;
     - ``trainer_wait_share``, ``receiver_wait_share``: the share of the time in which training waited for
       data, and in which the receiver waited for room in the buffer;
@@ -71,6 +72,7 @@ class ExperimentalMonitoringMixin:
 
     if TYPE_CHECKING:
         rank: int
+        comm_size: int
         nb_batches_update: int
         dl_config: dict[str, Any]
         _progress: StudyProgress
@@ -113,6 +115,8 @@ class ExperimentalMonitoringMixin:
             "trainer_wait_share": (now.trainer_waited - before.trainer_waited) / elapsed,
             "receiver_wait_share": (now.receiver_waited - before.receiver_waited) / elapsed,
         }
+        if self.rank == 0 and self.comm_size > 1:
+            scalars["samples_per_second_all_ranks"] = self._progress.samples_per_second_of_all
         for tag, value in scalars.items():
             self.tb_logger.log_scalar(tag, value, batch_idx)
         logger.debug(f"batch {batch_idx}: {rate:.0f} samples/s, population {len(self.buffer)}")

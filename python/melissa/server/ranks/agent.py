@@ -79,7 +79,6 @@ class RankAgent:
 
     POLL_INTERVAL = 0.02  # seconds, as all below
     FIGURES_PERIOD = 0.25
-    FIRST_FAILURE_WAIT = 0.3
     FAREWELL_TIMEOUT = LastResort.GRACE + LastResort.GIVE_UP_GRACE + 1.0
 
     def __init__(self, channel: Channel, rank: int, life: Life | None = None) -> None:
@@ -126,18 +125,8 @@ class RankAgent:
 
     # Failures and the end.
 
-    def has_failed_elsewhere(self) -> bool:
-        """Say whether another rank has failed; waits a moment for the news of it.
-
-        What fails here may be the consequence: a collective call whose partner has died.
-        """
-        deadline = time.monotonic() + self.FIRST_FAILURE_WAIT
-        while self._failure is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self._failure is not None and self._failure.rank != self.rank
-
     def fail(self, error: BaseException) -> None:
-        """Tell rank 0 of a failure of this rank."""
+        """Tell rank 0 of a failure of this rank, unless another is known."""
         with self._lock:
             if self._failure is not None:
                 return

@@ -47,6 +47,7 @@ class RankHub:
     ALIVE_PERIOD = 1.0
     JOIN_TIMEOUT = 60.0
     FIRST_FAILURE_WAIT = 0.3
+    """How long failures are gathered before the first one is told."""
 
     def __init__(self, listener: Listener, nb_ranks: int, link: Link | None) -> None:
         self.nb_ranks = nb_ranks
@@ -68,7 +69,9 @@ class RankHub:
         self._heard_at: dict[int, float] = {}
         self._alive_at = 0.0
         self._stop_told = False
-        self._failure: RankFailure | None = None
+        self._failures: list[RankFailure] = []
+        self._failed_at = 0.0
+        self._is_told = threading.Event()
         self._over = threading.Event()
         self._last_resort = LastResort()
         self._thread = threading.Thread(target=self._run, name="melissa-ranks", daemon=True)
@@ -181,24 +184,10 @@ class RankHub:
 
     # Failures and the end.
 
-    def has_failed_elsewhere(self) -> bool:
-        """Say whether another rank has failed; waits a moment for the news of it.
-
-        What fails here may be the consequence: a collective call whose partner has died.
-        """
-        deadline = time.monotonic() + self.FIRST_FAILURE_WAIT
-        while self._failure is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self._failure is not None and self._failure.rank != 0
-
     def fail(self, error: BaseException) -> None:
-        """Tell all ranks of a failure of this rank."""
-        with self._condition:
-            if self._failure is not None:
-                return
-            self._failure = failure_of(error, rank=0)
-        self._last_resort.set()
-        self._post(self._failure, self._channels)
+        """Take part with a failure of this rank; returns when the launcher has been told of one."""
+        self._failed(failure_of(error, rank=0))
+        self._is_told.wait(10 * self.FIRST_FAILURE_WAIT)
 
     def end(self) -> None:
         """Tell all ranks that the study has ended; their channels are closed."""
@@ -224,6 +213,17 @@ class RankHub:
     # The thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self._ending.fail(error)
+            self._failed(failure_of(error, rank=0))
+            while not self._is_told.is_set():
+                self._tell_failure()
+                time.sleep(self.POLL_INTERVAL)
+            raise
+
+    def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:
             for rank, channel in self._channels.items():
                 selector.register(channel, selectors.EVENT_READ, rank)
@@ -271,6 +271,8 @@ class RankHub:
                 )
 
     def _look_around(self) -> None:
+        if self._failures and not self._is_told.is_set():
+            self._tell_failure()
         now = time.monotonic()
         if self._ending.stop_reason is not None and not self._stop_told:
             self.tell_stop()
@@ -290,23 +292,39 @@ class RankHub:
             self._condition.notify_all()
         if not self._over.is_set():
             text = f"{self._who[rank]} is gone: {reason}"
-            self._failed(RankFailure(rank, RankLostError.__name__, text))
+            self._failed(RankFailure(rank, RankLostError.__name__, text, at=time.time()))
 
     def _failed(self, failure: RankFailure) -> None:
-        """Another rank has failed: the launcher and all ranks are told, unless something failed before."""
+        """Take note of a failure; a moment later the first one is told.
+
+        One failure makes others: a collective call whose partner has died raises on all other ranks.
+        """
         with self._condition:
-            if self._failure is not None:
-                return
-            self._failure = failure
-        text = failure.message
-        if f"rank {failure.rank}" not in text:
-            text += f" (server rank {failure.rank})"
-        logger.error(f"the server fails: {failure.kind}: {text}\n{failure.traceback}".rstrip())
-        if self._link is not None:
-            is_death = failure.kind == RankLostError.__name__
-            tell_launcher(self._link, Failure(failure.kind, text, failure.traceback, is_death))
-        self._post(failure, [rank for rank in self._channels if rank != failure.rank])
-        self._last_resort.set()
-        self._ending.fail(OtherRankFailed(failure.rank, f"{failure.kind}: {failure.message}"))
-        with self._condition:
+            self._failures.append(failure)
             self._condition.notify_all()
+        self._last_resort.set()
+
+    def _tell_failure(self) -> None:
+        """Tell the launcher and all ranks of the failure that came first, when it is time to."""
+        with self._condition:
+            failures = list(self._failures)
+        now = time.monotonic()
+        self._failed_at = self._failed_at or now
+        ranks = {failure.rank for failure in failures}
+        if len(ranks) < self.nb_ranks and now - self._failed_at < self.FIRST_FAILURE_WAIT:
+            return
+        # A rank that fails says so before it leaves: one that is gone has died, and that before all others
+        # failed, since they only miss it.
+        lost = RankLostError.__name__
+        first = min(failures, key=lambda failure: (failure.kind != lost, failure.at))
+        text = first.message
+        if first.rank != 0 and f"rank {first.rank}" not in text:
+            text += f" (server rank {first.rank})"
+        if first.rank != 0:
+            logger.error(f"the server fails: {first.kind}: {text}\n{first.traceback}".rstrip())
+        if self._link is not None:
+            tell_launcher(self._link, Failure(first.kind, text, first.traceback, first.kind == lost))
+        self._post(first, self._channels)
+        if first.rank != 0:
+            self._ending.fail(OtherRankFailed(first.rank, f"{first.kind}: {first.message}"))
+        self._is_told.set()

@@ -185,9 +185,13 @@ class StopWanted(RankMessage):
 
 @dataclass(frozen=True)
 class RankFailure(RankMessage):
-    """A rank cannot go on; `kind` is the exception's class, `traceback` the user's, ready to be shown."""
+    """A rank cannot go on; `kind` is the exception's class, `traceback` the user's, ready to be shown.
+
+    `at` is when it failed, in seconds since the epoch: what fails on other ranks later may follow from it.
+    """
 
     rank: int
     kind: str
     message: str
     traceback: str = ""
+    at: float = 0.0
