@@ -71,6 +71,9 @@ class CheckpointWriter:
         What the manifest says of the study.
     study
         Gives rank 0's view of the simulations; None on the other ranks. Called in the writing thread.
+    flush_logs
+        Has the rank's logs of the batches so far written, so that none is missing after a restart. Called
+        in the writing thread.
     """
 
     def __init__(
@@ -81,12 +84,14 @@ class CheckpointWriter:
         config_dict: dict[str, Any],
         study_epoch: int,
         study: Callable[[], StudyState] | None,
+        flush_logs: Callable[[], None] = lambda: None,
     ) -> None:
         self._comm = comm
         self._folder = folder
         self._config_dict = config_dict
         self._study_epoch = study_epoch
         self._study = study
+        self._flush_logs = flush_logs
         self._thread: threading.Thread | None = None
         self.last_batch: int | None = None
         """The batch after which the last checkpoint was taken."""
@@ -167,6 +172,7 @@ class CheckpointWriter:
         self, batch: int, unfinished: Path, writing: CheckpointWriting, manifest: dict[str, Any]
     ) -> None:
         try:
+            self._flush_logs()
             written = writing.wait()
             assert written is not None
             files = {BUFFER_FILE: (written["bytes"], written["crc32c"])}

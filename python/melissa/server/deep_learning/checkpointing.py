@@ -60,6 +60,7 @@ def begin_checkpoints(server: DeepMelissaServer) -> CheckpointWriter:
         config_dict=server.config_dict,
         study_epoch=StudyEnvironment.read().study_epoch,
         study=None if control is None else control.state,
+        flush_logs=server.tb_logger.flush,
     )
 
 

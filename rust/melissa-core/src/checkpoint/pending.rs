@@ -91,7 +91,7 @@ impl Pending {
         self.parameters.append(&mut later.parameters);
     }
 
-    fn row<'a>(rows: &'a [u8], row: usize, length: usize) -> &'a [u8] {
+    fn row(rows: &[u8], row: usize, length: usize) -> &[u8] {
         &rows[row * length..(row + 1) * length]
     }
 

@@ -392,18 +392,26 @@ mod tests {
 
     /// A disk that takes nothing until it is told to.
     #[derive(Clone, Default)]
-    struct SlowDisk(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct SlowDisk(Arc<Disk>);
+
+    #[derive(Default)]
+    struct Disk {
+        /// Whether it takes anything now, and what it has taken.
+        content: Mutex<(bool, Vec<u8>)>,
+        changed: Condvar,
+    }
 
     impl SlowDisk {
         fn go_on(&self) {
-            self.0.0.lock().unwrap().0 = true;
-            self.0.1.notify_all();
+            self.0.content.lock().unwrap().0 = true;
+            self.0.changed.notify_all();
         }
     }
 
     impl Sink for SlowDisk {
         fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-            let mut disk = self.0.1.wait_while(self.0.0.lock().unwrap(), |disk| !disk.0).unwrap();
+            let Disk { content, changed } = &*self.0;
+            let mut disk = changed.wait_while(content.lock().unwrap(), |disk| !disk.0).unwrap();
             let end = offset as usize + bytes.len();
             if disk.1.len() < end {
                 disk.1.resize(end, 0);
@@ -471,7 +479,7 @@ mod tests {
         assert!(written.copied_aside as usize > SAMPLES / 2, "{written:?}");
 
         let path = std::env::temp_dir().join(format!("melissa-slow-disk-{}", std::process::id()));
-        std::fs::write(&path, &disk.0.0.lock().unwrap().1).unwrap();
+        std::fs::write(&path, &disk.0.content.lock().unwrap().1).unwrap();
         let file = CheckpointFile::open(&path, Some((written.bytes, written.crc32c))).unwrap();
         std::fs::remove_file(&path).unwrap();
         let restored = file.restore_buffer(config()).unwrap();
