@@ -27,6 +27,7 @@ TITLES = {
     "view_lane": "From Python: samples one by one",
     "training": "Training with live producers",
     "memory": "Memory",
+    "checkpoint": "Checkpoints",
 }
 """Titles of sections by the names of benches, in their order; other benches come last, under their names."""
 

@@ -7,7 +7,7 @@ use crate::policy::removing::Removing;
 use crate::policy::reservoir::{Evictable, Positions};
 use crate::slab::Slab;
 use crate::slot::Entry;
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering, Waiters, fence};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, OnceLock, Ordering, Waiters, fence, lock};
 
 /// Those who wait for a free slot or for room in the population.
 #[derive(Default)]
@@ -18,6 +18,9 @@ pub(crate) struct Room {
     /// No slot was free when one was asked for; whoever holds pins on samples that have left the population looks here.
     starved: AtomicBool,
     pub(crate) pin_holders: Waiters,
+    /// A checkpoint holds pins, and wants to know which of its samples have left the population.
+    saving: AtomicBool,
+    retired: Mutex<Vec<u32>>,
 }
 
 impl Room {
@@ -39,6 +42,24 @@ impl Room {
     /// Whether a slot was asked for in vain since the last time.
     pub(crate) fn has_starved(&self) -> bool {
         self.starved.swap(false, Ordering::Relaxed)
+    }
+
+    /// Has slots noted whose sample leaves the population under a pin, or no longer; either way forgets those noted.
+    pub(crate) fn set_saving(&self, saving: bool) {
+        self.saving.store(saving, Ordering::Relaxed);
+        lock(&self.retired).clear();
+    }
+
+    /// To be called when a sample has left the population and its slot may be pinned.
+    pub(crate) fn note_retired(&self, slot: u32) {
+        if self.saving.load(Ordering::Relaxed) {
+            lock(&self.retired).push(slot);
+        }
+    }
+
+    /// The slots that were noted since the last time.
+    pub(crate) fn take_retired(&self) -> Vec<u32> {
+        std::mem::take(&mut *lock(&self.retired))
     }
 
     pub(crate) fn is_wanted(&self) -> bool {

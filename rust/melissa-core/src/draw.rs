@@ -136,6 +136,7 @@ impl Buffer {
                 match removing.remove(needed, &self.draws, take) {
                     Some(entry) => {
                         bound.slab.word(entry.slot).deliver();
+                        bound.room.note_retired(entry.slot);
                         bound.room.signal();
                         Some(Draw::Sample(SlotGuard::new(bound, entry.slot)))
                     }

@@ -240,6 +240,11 @@ impl HeldPrefetcher<'_> {
     pub fn pending(&self) -> Pending {
         let queue = lock(&self.0.queue);
         let mut pending = Pending::default();
+        let batches = queue.ready.iter().chain(&queue.partial);
+        let nb_samples = batches.clone().map(|batch| batch.keys().len()).sum();
+        if let Some(batch) = batches.clone().next() {
+            pending.reserve(nb_samples, batch.layout().schema());
+        }
         for batch in &queue.ready {
             pending.push_batch(batch);
         }

@@ -122,7 +122,9 @@ impl Buffer {
                 bound.slab.set_position(entry.slot, position);
                 positions.replace(position, entry);
                 let release = bound.slab.word(old.slot).retire();
-                bound.slab.released(old.slot, release);
+                if !bound.slab.released(old.slot, release) {
+                    bound.room.note_retired(old.slot);
+                }
                 true
             }
         }

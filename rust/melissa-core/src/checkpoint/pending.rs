@@ -40,6 +40,16 @@ impl Pending {
         self.fields.resize(schema.fields().len(), Vec::new());
     }
 
+    /// Makes room for so many further samples at once: growing would copy what is there.
+    pub(crate) fn reserve(&mut self, nb_samples: usize, schema: &Schema) {
+        self.keys.reserve_exact(nb_samples);
+        self.fields.resize(schema.fields().len(), Vec::new());
+        for (field, rows) in self.fields.iter_mut().enumerate() {
+            rows.reserve_exact(nb_samples * schema.field_bytes(field));
+        }
+        self.parameters.reserve_exact(nb_samples * 8 * schema.nb_parameters());
+    }
+
     /// Adds a batch that was gathered into arrays.
     pub fn push_batch(&mut self, batch: &Batch) {
         let schema = batch.layout().schema();
@@ -78,8 +88,9 @@ impl Pending {
 
     /// Appends what is delivered after this.
     pub fn append(&mut self, mut later: Self) {
-        if self.fields.is_empty() {
-            self.fields = vec![Vec::new(); later.fields.len()];
+        if self.keys.is_empty() {
+            *self = later;
+            return;
         }
         self.state.batches.append(&mut later.state.batches);
         self.state.is_begun |= later.state.is_begun;

@@ -151,8 +151,10 @@ struct Rest {
     /// Pinned but for those that are written or aside.
     slots: Vec<u32>,
     next: usize,
-    /// Where the look for samples that have left the population goes on.
-    cursor: usize,
+    /// The place in `slots` of each slot of the slab that is in it.
+    places: Vec<Option<u32>>,
+    /// Slots whose sample has left the population, as far as that is known, to be copied aside.
+    retired: Vec<u32>,
     aside: HashMap<usize, Sample>,
     bytes: usize,
     copied: u64,
@@ -163,7 +165,14 @@ impl Held {
         let (bound, slots) = samples.into_slots();
         // What was asked for in vain before the cut says nothing of its pins.
         bound.room.has_starved();
-        let rest = Rest { slots, next: 0, cursor: 0, aside: HashMap::new(), bytes: 0, copied: 0 };
+        bound.room.set_saving(true);
+        let mut places = vec![None; bound.slab.slots()];
+        for (place, &slot) in (0..).zip(&slots) {
+            places[slot as usize] = Some(place);
+        }
+        // From now on they are noted; those of since the cut are found here.
+        let retired = slots.iter().copied().filter(|&slot| bound.slab.word(slot).is_retired()).collect();
+        let rest = Rest { slots, next: 0, places, retired, aside: HashMap::new(), bytes: 0, copied: 0 };
         Self { bound, rest: Mutex::new(rest), limit, is_over: AtomicBool::new(false) }
     }
 
@@ -184,27 +193,22 @@ impl Held {
     fn copy_aside(&self) {
         let stride = self.bound.slab.schema().stride();
         let mut rest = lock(&self.rest);
+        let mut noted = self.bound.room.take_retired();
+        rest.retired.append(&mut noted);
         let mut left = (ASIDE_AT_ONCE / stride).max(1);
-        let start = rest.cursor.max(rest.next);
-        let (next, end) = (rest.next, rest.slots.len());
-        for index in (start..end).chain(next..start.min(end)) {
-            if left == 0 || rest.bytes + stride > self.limit {
-                break;
-            }
-            rest.cursor = index + 1;
-            let slot = rest.slots[index];
-            if rest.aside.contains_key(&index) || !self.bound.slab.word(slot).is_retired() {
+        while left > 0 && rest.bytes + stride <= self.limit {
+            let Some(slot) = rest.retired.pop() else { return };
+            let Some(place) = rest.places[slot as usize].map(|place| place as usize) else { continue };
+            let is_written = place < rest.next || rest.aside.contains_key(&place);
+            if is_written || !self.bound.slab.word(slot).is_retired() {
                 continue;
             }
             let guard = SlotGuard::new(&self.bound, slot);
             let copy = Sample::copy(&guard);
-            rest.aside.insert(index, copy);
+            rest.aside.insert(place, copy);
             rest.bytes += stride;
             rest.copied += 1;
             left -= 1;
-        }
-        if rest.cursor >= end {
-            rest.cursor = 0;
         }
     }
 
@@ -224,6 +228,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.bound.room.set_saving(false);
         // After an error: what is left is not written any more.
         while let Some(sample) = self.take() {
             drop(sample);
