@@ -18,7 +18,6 @@ from melissa.launcher.message import (
     Ping,
     Progress,
     Register,
-    State,
     Stop,
     SubmitClient,
     decode,
@@ -144,7 +143,7 @@ def die(*lives):
     channel = open_channel()
     register(channel)
     submit(channel, restart)
-    while decode(channel.recv()) != JobUpdate(f"{restart}.1", State.RUNNING):
+    while not isinstance(decode(channel.recv()), JobUpdate):
         pass
     if life == "silent":
         time.sleep(1000)
@@ -153,6 +152,27 @@ def die(*lives):
         time.sleep(1000)
     channel.send(Progress({"batches": int(life)}).to_dict())
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_on_two_ranks():
+    """Rank 0's mpiexec is killed in the first start, and rank 1 minds nothing; all is well in the second."""
+    restart = int(os.environ["MELISSA_RESTART"])
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (OUTPUT / f"rank1.{restart}").write_text(str(os.getpid()))
+        if restart == 0:
+            time.sleep(1000)
+        return
+    if restart == 0:
+        while not (OUTPUT / "rank1.0").exists() or not (OUTPUT / "rank1.0").read_text():
+            time.sleep(0.05)
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1000)
+    if Path(f"/proc/{(OUTPUT / 'rank1.0').read_text()}").exists():
+        (OUTPUT / "overlap").touch()
+    channel = open_channel()
+    channel.send(Register(["127.0.0.1:4711", "127.0.0.1:4712"], os.getpid(), 2).to_dict())
+    channel.send(Finished(0, REPORT).to_dict())
 
 
 def finish_with_a_crash_after_that():

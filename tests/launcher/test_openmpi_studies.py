@@ -42,3 +42,12 @@ def test_no_rank_outlives_a_launcher_that_is_killed(study):
         time.sleep(0.02)
     study.launcher.kill()
     study.wait_for_no_process(5.0)
+
+
+def test_every_rank_of_a_dead_server_has_ended_before_the_next_one_starts(study):
+    two = {"scheduler_arg_server": ["-n", "2"], "fault_tolerance": True}
+    result = study.run("die_on_two_ranks", **two, **OPENMPI)
+    assert result.returncode == 0, result.stderr
+    assert "the server is started again: restart 1" in result.stderr
+    assert (study.output / "rank1.1").exists()
+    assert not (study.output / "overlap").exists()

@@ -26,6 +26,7 @@ def test_a_server_that_is_killed_is_started_again(study):
     assert "the server is started again: restart 1" in result.stderr
     assert study.state["epoch"] == 2
     assert study.state["state"] == "finished"
+    assert "server restarts" in result.stdout
 
 
 def test_everything_of_the_dead_server_has_ended_before_the_next_one_starts(study):

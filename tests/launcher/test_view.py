@@ -77,6 +77,14 @@ def test_the_panel_shows_every_figure(clock):
     view.close("finished")
 
 
+def test_a_restart_of_the_server_is_shown(clock):
+    view = LiveView(terminal(), "study.json")
+    view.report(PROGRESS)
+    view.restart(2)
+    assert any("training, restart 2 · " in line for line in drawn(view))
+    view.close("finished")
+
+
 def test_the_panel_says_who_waited_lately(clock):
     view = LiveView(terminal(), "study.json")
     view.report(PROGRESS)

@@ -186,6 +186,12 @@ def test_jobs_reach_the_launcher_by_loopback_unless_machines_are_named():
     assert named.launcher_host() == os.uname().nodename
 
 
+@pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_NUM_NODES", "2"), ("OAR_NODEFILE", "/nodes")])
+def test_machines_may_be_given_by_a_batch_system(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert make_scheduler({"scheduler": "openmpi"}).launcher_host() == os.uname().nodename
+
+
 def test_jobs_fill_the_cores_of_this_machine_unless_machines_are_named():
     cores = len(os.sched_getaffinity(0))
     assert default_job_limit({"scheduler": "openmpi"}) == cores + 1

@@ -59,8 +59,8 @@ def start(tmp_path):
 
 def test_jobs_end_in_the_state_that_their_status_says(start, tmp_path):
     jobs = start()
-    files = {"stdout": tmp_path / "out", "stderr": tmp_path / "err"}
-    (tmp_path / "err").write_text("of an earlier attempt\n")
+    files = {"stdout": tmp_path / "out", "stderr": tmp_path / "err%j"}
+    (tmp_path / "err%j").write_text("of an earlier attempt\n")
     good = jobs.submit('echo "$MELISSA_OURS"; pwd', environment={"MELISSA_OURS": "a 'b' $c"}, **files)
     bad = jobs.submit("seq 1 10000 >&2; exit 3", **files)
     killed = jobs.submit("kill -9 $$")

@@ -19,6 +19,7 @@ class StudyFigures:
         """Start the study's clock."""
         self.started = time.monotonic()
         self.phase = "starting"
+        self.restarts = 0
         self.is_over = False
         self.values: dict[str, Any] = {}
         self.trainer_wait = 0.0
@@ -40,6 +41,11 @@ class StudyFigures:
         self.phase = str(values.get("phase", self.phase))
         if self._working_since is None and self.done > 0:
             self._working_since = now
+
+    @property
+    def standing(self) -> str:
+        """What the study does, and which start of the server does it."""
+        return f"{self.phase}, restart {self.restarts}" if self.restarts else self.phase
 
     def number(self, name: str) -> float:
         """Return a figure; 0 while it is not known, and for what is no number."""

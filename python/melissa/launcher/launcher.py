@@ -250,6 +250,7 @@ class Launcher:
         self._server = self._scheduler.submit(request)
         self._next_poll = time.monotonic()
         logger.info(f"server submitted, the launcher listens at {self._listener.address}")
+        self._view.restart(self._folder.epoch - 1)
         self._server_submitted, self._next_reminder = time.monotonic(), FIRST_REMINDER
         self._enter(Phase.STARTING)
 
@@ -602,7 +603,9 @@ class Launcher:
 
     def _show_end(self, ending: Ending, seconds: float) -> None:
         if self._report is not None:
-            self._console.print(summary_table(self._report, f"study {self._config_path.name}"))
+            restarts = self._folder.epoch - 1
+            starts = {"server": {"restarts": restarts}} if restarts else {}
+            self._console.print(summary_table(self._report | starts, f"study {self._config_path.name}"))
         if ending.status == 0:
             logger.info(f"the study has finished after {duration(seconds)}")
             return

@@ -48,6 +48,10 @@ class View(ABC):
         self.next_refresh = time.monotonic()
         self.refresh()
 
+    def restart(self, number: int) -> None:
+        """Say from now on that this is the server's restart of that number."""
+        self._figures.restarts = number
+
     def refresh(self) -> None:
         """Show the newest figures, if it is time. A terminal that is gone ends the view and nothing else."""
         now = time.monotonic()
@@ -101,13 +105,13 @@ class LinesView(View):
     def _text(self) -> str:
         figures = self._figures
         if not figures.values:
-            return figures.phase
+            return figures.standing
         simulations = _progress(figures.number("simulations_finished"), figures.number("simulations_planned"))
         states = _simulation_states(figures)
         parts = [f"{simulations} simulations" + (f" ({states})" if states else "")]
         if figures.receives_samples:
             parts += self._sample_parts()
-        return f"{figures.phase}: {', '.join(parts)}"
+        return f"{figures.standing}: {', '.join(parts)}"
 
     def _sample_parts(self) -> list[str]:
         figures = self._figures
@@ -152,7 +156,7 @@ class LiveView(View):
             Group(*self._rows(width - 4)),
             title=Text.assemble(("Melissa", "bold"), dot, self._title),
             title_align="left",
-            subtitle=Text.assemble((self._figures.phase, "bold cyan"), dot, times),
+            subtitle=Text.assemble((self._figures.standing, "bold cyan"), dot, times),
             subtitle_align="right",
             border_style="bright_black",
             width=width,

@@ -17,6 +17,8 @@ _COUNTS_PER_NODE = ("-N", "-npernode", "--npernode", "-npersocket", "--npersocke
 _HOSTS = ("-H", "-host", "--host", "-hosts", "-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f")
 _BINDINGS = ("--bind-to", "-bind-to", "--map-by", "-map-by", "--rankfile", "-rf", "--cpu-set", "--cpu-list")
 _LAUNCHERS = ("mpiexec", "mpirun", "prterun", "orterun", "mpiexec.hydra")
+# Where batch systems tell mpiexec the machines of an allocation.
+_NODE_FILES = ("PBS_NODEFILE", "OAR_NODEFILE", "LSB_DJOB_HOSTFILE", "PE_HOSTFILE")
 # So that a rank on another machine finds the programs and modules that one on this machine would find.
 _SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 
@@ -33,8 +35,7 @@ class OpenMpiScheduler(LocalScheduler):
 
     def launcher_host(self) -> str:
         """Return the loopback address, or this machine's name where an argument names machines."""
-        is_here = not any(names_any(options.arguments, _HOSTS) for options in self._options.values())
-        return LOOPBACK if is_here else host_name()
+        return LOOPBACK if all(map(_stays_here, self._options.values())) else host_name()
 
     @classmethod
     def nb_ranks(cls, options: JobOptions) -> int | None:
@@ -48,7 +49,7 @@ class OpenMpiScheduler(LocalScheduler):
     def job_limit(cls, options: Mapping[JobKind, JobOptions]) -> int:
         """Return as many as keep this machine's cores busy; the general limit where machines are named."""
         client = options[JobKind.CLIENT]
-        if names_any(client.arguments, _HOSTS):
+        if not _stays_here(client):
             return super(LocalScheduler, cls).job_limit(options)
         cores = len(os.sched_getaffinity(0))
         return max(1, cores // (cls.nb_ranks(client) or 1)) + 1
@@ -65,6 +66,13 @@ class OpenMpiScheduler(LocalScheduler):
                 arguments += ["--bind-to", "none"]
             arguments += _environment_options(request.environment, arguments)
         return [*launcher, *arguments, *wrapper, *request.command]
+
+
+def _stays_here(options: JobOptions) -> bool:
+    """Say whether all ranks run on this machine: no other is named, nor given by a batch system."""
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    is_given_others = nodes != "1" or any(name in os.environ for name in _NODE_FILES)
+    return not is_given_others and not names_any(options.arguments, _HOSTS)
 
 
 def _environment_options(environment: Mapping[str, str], arguments: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ LAUNCHERS = ("srun", "mpiexec", "mpirun")
 
 _COMMAND_TIMEOUT = 60.0
 _KILL_PAUSE = 10.0
+_IMPATIENCE = 5.0
 _SILENCE_LIMIT = 900.0
 """Seconds without an answer of Slurm's controller after which the study ends: it may be started anew."""
 _WARNING_PERIOD = 60.0
@@ -104,8 +105,8 @@ class SlurmScheduler(Scheduler):
             "--open-mode=append",
             f"--job-name=melissa-{request.name}",
             f"--chdir={request.directory}",
-            f"--output={request.stdout or os.devnull}",
-            f"--error={stderr}",
+            f"--output={_verbatim(request.stdout or os.devnull)}",
+            f"--error={_verbatim(stderr)}",
             *words(self._options[request.kind].arguments),
         ]
         try:
@@ -248,8 +249,8 @@ class SlurmScheduler(Scheduler):
                 _run(["scancel", "--quiet", *options, *numbers])
 
     def close(self, grace: float) -> None:
-        """Cancel every job that is left, and wait for their end."""
-        deadline = time.monotonic() + grace + self.END_TIMEOUT
+        """Cancel every job that is left, and wait for their end; not for long when there is no grace."""
+        deadline = time.monotonic() + (grace + self.END_TIMEOUT if grace > 0 else _IMPATIENCE)
         self.cancel(list(self._jobs.values()), grace)
         while self._jobs and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -280,6 +281,11 @@ def _accounted(numbers: Iterable[str]) -> dict[str, tuple[str, int]]:
         if status.isdecimal() and signal_number.isdecimal() and state:
             found[number] = state.split()[0], int(status) << 8 | int(signal_number)
     return found
+
+
+def _verbatim(path: Path | str) -> str:
+    """Return the name of a file as sbatch, to which ``%`` means something, has it."""
+    return str(path).replace("%", "%%")
 
 
 class _CommandError(Exception):
