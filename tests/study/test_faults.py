@@ -227,6 +227,27 @@ def test_nothing_of_a_study_outlives_a_launcher_that_is_killed(study):
     study.wait_for_no_process()
 
 
+def test_a_study_whose_launcher_was_killed_goes_on_when_it_is_started_again(study):
+    study.solver(
+        """
+        if os.environ["MELISSA_STUDY_EPOCH"] == "1" and SIMULATION > 0:
+            declare()
+            send(0)
+            mark("halfway")
+            time.sleep(1000)
+        solve(5)
+        """
+    )
+    launcher = study.start()
+    study.wait_for_mark("halfway")
+    study.wait_for_log("melissa_server_0.log", "sim-id=0 has finished sending")
+    launcher.kill()
+    study.wait_for_no_process()
+    result = study.succeed()
+    assert "start 2 of the study" in result.stdout
+    study.expect_ledger(4 * 5)
+
+
 def test_a_server_that_is_killed_is_started_again_and_finishes_the_study(study):
     study.solver(
         """
