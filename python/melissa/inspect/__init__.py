@@ -1,0 +1,1 @@
+"""``melissa-inspect``: what is in a checkpoint."""
