@@ -68,9 +68,6 @@ def write_state(server: DeepMelissaServer) -> None:
     """Write a checkpoint of the study after the batches that were trained so far; every rank calls it."""
     if server._receiver is None or server._checkpoints is None:
         return
-    if server.comm_size > 1 and server.dl_config["drain"] == "all":
-        # Ranks that drain apart from each other are not after the same batch (docs/decisions/0009).
-        return
     ahead = server._ahead
     batches = [delivery.samples for delivery in ahead.fetched]
     prefetcher: Prefetcher | None = None
@@ -84,6 +81,8 @@ def write_state(server: DeepMelissaServer) -> None:
         DataPlane(server.buffer.native, server._receiver, prefetcher, batches),
         server._progress.saved(),
         server._checkpoint_model,
+        # Ranks that drain apart from each other do not come here as often as the others.
+        agrees=server.comm_size == 1 or server.dl_config["drain"] != "all",
     )
 
 
