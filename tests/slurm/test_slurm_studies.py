@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+from melissa.scheduler.slurm import _GUARD
+
 ENDLESS = """
 declare()
 send(0)
@@ -61,11 +63,30 @@ def test_nothing_outlives_a_launcher_that_is_killed(study, slurm_cluster, wait):
     study.wait_for_no_process()
 
 
-def test_in_an_allocation_a_study_runs_as_steps_of_it(study):
+def test_server_and_clients_end_by_themselves_when_nobody_is_left_to_cancel_them(study, slurm_cluster, wait):
+    study.solver(
+        """
+        declare()
+        for time_step in range(10_000):
+            send(time_step)
+            mark(f"sent.{SIMULATION}")
+            time.sleep(0.1)
+        """
+    )
+    study.configure({"study_options.nb_time_steps": None})
+    launcher = study.start()
+    study.wait_for_mark("sent.0")
+    os.kill(study.process(_GUARD), signal.SIGKILL)
+    launcher.kill()
+    wait(lambda: slurm_cluster.run("squeue", "-h") == "", "an empty queue")
+    assert "the launcher is gone" in study.server_log
+
+
+def run_in_allocation(study, tasks):
     study.config_path.write_text(json.dumps(study.config))
     launcher = [sys.executable, "-m", "melissa.launcher", "--config_name", str(study.config_path)]
     result = subprocess.run(
-        ["salloc", "-Q", "-n", "3", *launcher],
+        ["salloc", "-Q", "-n", str(tasks), *launcher],
         env=study.environment(),
         cwd=study.project,
         capture_output=True,
@@ -74,5 +95,9 @@ def test_in_an_allocation_a_study_runs_as_steps_of_it(study):
         check=False,
     )
     assert result.returncode == 0, result.stderr + study.logs()
+
+
+def test_in_an_allocation_a_study_runs_as_steps_of_it(study):
+    run_in_allocation(study, 3)
     study.expect_ledger(4 * 5)
     assert "the server's job is running, process " in study.launcher_log

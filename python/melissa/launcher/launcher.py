@@ -282,7 +282,9 @@ class Launcher:
         if self._all_gone():
             self._enter(Phase.ENDED)
         else:
-            self._enter(Phase.ENDING, grace + self._end_timeout, lambda: self._enter(Phase.ENDED))
+            # Without grace somebody is impatient, who need not wait for a cluster's slow end.
+            limit = grace + self._end_timeout if grace > 0 else END_TIMEOUT
+            self._enter(Phase.ENDING, limit, lambda: self._enter(Phase.ENDED))
 
     @property
     def _end_timeout(self) -> float:
