@@ -4,6 +4,9 @@
 //! valid header and *complete* when all of it is in memory; it ends *trained*, or *dropped*: its client was given up
 //! before completing it, the study was stopped early, or it was complete and never trained. `declared` is the sum
 //! of all ends once the ledger is closed. A second arrival is counted beside the sum.
+//!
+//! Each server rank has a ledger of the time steps that go to it. Within a draw they are kept by their number among these,
+//! so that a set of them has no holes for the steps of other ranks; every argument and every answer is a time step.
 
 mod state;
 
@@ -14,6 +17,7 @@ use thiserror::Error;
 pub use state::{DrawSteps, LedgerState, LedgerStateError};
 
 use crate::buffer::SampleKey;
+use crate::wire::distribution::{ServerRank, Steps};
 
 /// How far ahead of the highest declared step a new one may lie. Clients send in order, so that this is generous;
 /// it bounds what one wild time step can make a bitset grow by.
@@ -111,11 +115,24 @@ pub enum LedgerError {
         "time step {time_step} came where {expected} or little more was expected: steps are sent in order"
     )]
     TooFarAhead { time_step: u64, expected: u64 },
+    #[error(
+        "time step {time_step} of simulation {simulation} came, which belongs to server rank {owner}, and this is server \
+         rank {rank} of {nb_ranks} (distribution \"{distribution}\")"
+    )]
+    OfAnotherRank {
+        simulation: u32,
+        time_step: u64,
+        owner: u32,
+        rank: u32,
+        nb_ranks: u32,
+        distribution: &'static str,
+    },
     #[error("the ledger is closed: the study has ended")]
     Closed,
 }
 
-/// A set of time steps, one bit each; it grows as far as steps were put in.
+/// A set of time steps, one bit each, by their numbers among those of this server rank; it grows as far as steps were
+/// put in.
 #[derive(Debug)]
 struct StepSet {
     words: Vec<u64>,
@@ -182,14 +199,14 @@ struct Draw {
     declared: StepSet,
     complete: StepSet,
     trained: StepSet,
-    /// One more than the highest declared step.
+    /// One more than the highest declared number of a step.
     end: u64,
     /// Set when nothing more can become complete: what is incomplete, or comes from now on, is dropped for it.
     given_up: Option<Reason>,
 }
 
 impl Draw {
-    /// A draw of a simulation that has so many time steps, as far as that is known.
+    /// A draw of which so many time steps belong to this server rank, as far as that is known.
     fn new(nb_time_steps: Option<u64>) -> Self {
         let set = || StepSet::with_room_for(nb_time_steps.unwrap_or(0).min(ROOM_AT_START));
         Self { declared: set(), complete: set(), trained: set(), end: 0, given_up: None }
@@ -200,15 +217,45 @@ impl Draw {
 #[derive(Debug)]
 pub struct Ledger {
     draws: HashMap<(u32, u32), Draw>,
+    rank: ServerRank,
     nb_time_steps: Option<u64>,
     sums: Sums,
     closed: bool,
 }
 
 impl Ledger {
-    /// An empty ledger; steps of `nb_time_steps` and more are refused when that number is given.
+    /// An empty ledger of a server of one rank; steps of `nb_time_steps` and more are refused when that number is given.
     pub fn new(nb_time_steps: Option<u64>) -> Self {
-        Self { draws: HashMap::new(), nb_time_steps, sums: Sums::default(), closed: false }
+        Self::of_rank(nb_time_steps, ServerRank::ALONE)
+    }
+
+    /// An empty ledger of one server rank: steps of the others are refused.
+    pub fn of_rank(nb_time_steps: Option<u64>, rank: ServerRank) -> Self {
+        Self { draws: HashMap::new(), rank, nb_time_steps, sums: Sums::default(), closed: false }
+    }
+
+    /// The time steps of a simulation that belong to this server rank.
+    pub const fn steps_of(&self, simulation: u32) -> Steps {
+        self.rank.steps_of(simulation)
+    }
+
+    /// The number of a step among those of its simulation here.
+    ///
+    /// # Errors
+    /// When it belongs to another server rank.
+    pub const fn number_of(&self, simulation: u32, time_step: u64) -> Result<u64, LedgerError> {
+        let ServerRank { rank, nb_ranks, distribution } = self.rank;
+        match self.steps_of(simulation).index(time_step) {
+            Some(number) => Ok(number),
+            None => Err(LedgerError::OfAnotherRank {
+                simulation,
+                time_step,
+                owner: distribution.rank_of(simulation, time_step, nb_ranks),
+                rank,
+                nb_ranks,
+                distribution: distribution.name(),
+            }),
+        }
     }
 
     fn draw(&self, simulation: u32, draw: u32) -> Option<&Draw> {
@@ -218,8 +265,8 @@ impl Ledger {
     /// Takes note of a header of this step. A step of a draw that was given up is dropped as it is declared.
     ///
     /// # Errors
-    /// When the step lies beyond the declared number of steps or absurdly far ahead, or the ledger is closed;
-    /// nothing is noted then.
+    /// When the step lies beyond the declared number of steps or absurdly far ahead, belongs to another server rank, or
+    /// the ledger is closed; nothing is noted then.
     pub fn declare(&mut self, key: SampleKey) -> Result<Declared, LedgerError> {
         let SampleKey { simulation, draw, time_step } = key;
         if self.closed {
@@ -230,15 +277,18 @@ impl Ledger {
         {
             return Err(LedgerError::BeyondEnd { time_step, nb_time_steps });
         }
+        let steps = self.steps_of(simulation);
+        let number = self.number_of(simulation, time_step)?;
         let expected = self.draw(simulation, draw).map_or(0, |draw| draw.end);
-        if time_step.saturating_sub(expected) > WINDOW {
-            return Err(LedgerError::TooFarAhead { time_step, expected });
+        if number.saturating_sub(expected) > WINDOW {
+            return Err(LedgerError::TooFarAhead { time_step, expected: steps.at(expected) });
         }
-        let draw = self.draws.entry((simulation, draw)).or_insert_with(|| Draw::new(self.nb_time_steps));
-        if !draw.declared.insert(time_step) {
+        let room = self.nb_time_steps.map(|end| steps.below(end));
+        let draw = self.draws.entry((simulation, draw)).or_insert_with(|| Draw::new(room));
+        if !draw.declared.insert(number) {
             return Ok(Declared::Known);
         }
-        draw.end = draw.end.max(time_step + 1);
+        draw.end = draw.end.max(number + 1);
         self.sums.declared += 1;
         if let Some(reason) = draw.given_up {
             *self.sums.dropped_mut(reason) += 1;
@@ -252,11 +302,9 @@ impl Ledger {
         if self.closed {
             return false;
         }
+        let Some(number) = self.steps_of(key.simulation).index(key.time_step) else { return false };
         let Some(draw) = self.draws.get_mut(&(key.simulation, key.draw)) else { return false };
-        if draw.given_up.is_some()
-            || !draw.declared.contains(key.time_step)
-            || !draw.complete.insert(key.time_step)
-        {
+        if draw.given_up.is_some() || !draw.declared.contains(number) || !draw.complete.insert(number) {
             return false;
         }
         self.sums.complete += 1;
@@ -264,7 +312,10 @@ impl Ledger {
     }
 
     pub fn is_complete(&self, key: SampleKey) -> bool {
-        self.draw(key.simulation, key.draw).is_some_and(|draw| draw.complete.contains(key.time_step))
+        let number = self.steps_of(key.simulation).index(key.time_step);
+        self.draw(key.simulation, key.draw)
+            .zip(number)
+            .is_some_and(|(draw, number)| draw.complete.contains(number))
     }
 
     /// Counts an arrival of a step that was there already.
@@ -280,9 +331,10 @@ impl Ledger {
             return first;
         }
         for key in keys {
-            if let Some(draw) = self.draws.get_mut(&(key.simulation, key.draw))
-                && draw.complete.contains(key.time_step)
-                && draw.trained.insert(key.time_step)
+            if let Some(number) = self.steps_of(key.simulation).index(key.time_step)
+                && let Some(draw) = self.draws.get_mut(&(key.simulation, key.draw))
+                && draw.complete.contains(number)
+                && draw.trained.insert(number)
             {
                 first += 1;
             }
@@ -291,19 +343,33 @@ impl Ledger {
         first
     }
 
-    /// The complete steps of a draw as inclusive ranges: what a client that runs it again may skip.
+    /// The complete steps of a draw as inclusive ranges: what a client that runs it again may skip. Steps of other server
+    /// ranks that lie within a range are none of them.
     pub fn complete_ranges(&self, simulation: u32, draw: u32) -> Vec<(u64, u64)> {
-        self.draw(simulation, draw).map(|draw| draw.complete.ranges()).unwrap_or_default()
+        let steps = self.steps_of(simulation);
+        let ranges = self.draw(simulation, draw).map(|draw| draw.complete.ranges()).unwrap_or_default();
+        ranges.into_iter().map(|(first, last)| (steps.at(first), steps.at(last))).collect()
     }
 
-    /// The lowest step from `start` on that is not complete.
+    /// The lowest step of this server rank, from `start` on, that is not complete; the greatest number that there is when the
+    /// rank gets no step of the simulation.
     pub fn next_incomplete(&self, simulation: u32, draw: u32, start: u64) -> u64 {
-        self.draw(simulation, draw).and_then(|draw| draw.complete.next(start, false)).unwrap_or(start)
+        let steps = self.steps_of(simulation);
+        let start = steps.below(start);
+        steps.at(self
+            .draw(simulation, draw)
+            .and_then(|draw| draw.complete.next(start, false))
+            .unwrap_or(start))
     }
 
-    /// One more than the highest declared step of a draw.
+    /// The step of this server rank that follows the highest declared one of a draw.
     pub fn declared_end(&self, simulation: u32, draw: u32) -> u64 {
-        self.draw(simulation, draw).map_or(0, |draw| draw.end)
+        self.steps_of(simulation).at(self.draw(simulation, draw).map_or(0, |draw| draw.end))
+    }
+
+    /// How many declared steps of a draw are not complete.
+    pub fn nb_incomplete(&self, simulation: u32, draw: u32) -> u64 {
+        self.draw(simulation, draw).map_or(0, |draw| draw.declared.len - draw.complete.len)
     }
 
     /// How many steps of a draw are complete.

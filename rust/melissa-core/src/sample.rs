@@ -7,6 +7,7 @@ use crate::slot::Entry;
 use crate::sync::{Arc, Ordering};
 use std::fmt;
 use std::mem::ManuallyDrop;
+use zerocopy::IntoBytes;
 
 /// Which sample it is: the key of the ledger.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -58,6 +59,15 @@ impl SlotWriter {
     /// How many samples were published before this one.
     pub(crate) fn set_ordinal(&mut self, ordinal: u64) {
         self.bound.slab.word(self.slot).set_ordinal(ordinal);
+    }
+
+    /// The sample as a private copy; the slot is given back.
+    pub(crate) fn into_copy(mut self, key: SampleKey, parameters: &[f64]) -> Sample {
+        self.set_identity(key, parameters);
+        let schema = Arc::clone(self.bound.slab.schema());
+        let mut words = vec![0u64; schema.stride() / 8].into_boxed_slice();
+        words.as_mut_bytes().copy_from_slice(self.bytes_mut());
+        Sample { key, schema, payload: Payload::Copy(words) }
     }
 
     /// `Filling -> Published`.

@@ -11,6 +11,7 @@ use crate::schema::{Dtype, Field, Schema};
 use crate::session::SessionState;
 use crate::snapshot::{FieldState, SnapshotState};
 use crate::sync::Arc;
+use crate::wire::distribution::ServerRank;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -82,7 +83,7 @@ impl CheckpointFile {
         check(PARAMETERS, Dtype::F64, parameters, samples.0).map_err(damaged)?;
         let rows = check(PENDING_PARAMETERS, Dtype::F64, parameters, samples.1).map_err(damaged)?;
         pending.parameters = whole(&file, rows).map_err(&io)?;
-        Ledger::restored(None, &ledger).map_err(|error| damaged(error.to_string()))?;
+        Ledger::restored(None, ServerRank::ALONE, &ledger).map_err(|error| damaged(error.to_string()))?;
         let (buffer, session) = (state.buffer, state.session);
         Ok(Self { path: path.to_path_buf(), file, layout, schema, buffer, pending, ledger, session })
     }
@@ -125,7 +126,9 @@ impl CheckpointFile {
     /// The sums of the ledger.
     pub fn ledger_sums(&self) -> Sums {
         // It was restored once already, when the file was opened.
-        Ledger::restored(None, &self.ledger).map(|ledger| ledger.sums()).unwrap_or_default()
+        Ledger::restored(None, ServerRank::ALONE, &self.ledger)
+            .map(|ledger| ledger.sums())
+            .unwrap_or_default()
     }
 
     /// The training buffer of the checkpoint, its payloads read from the file straight into their slots.

@@ -2,6 +2,7 @@
 
 use super::{Draw, Ledger, Reason, StepSet, Sums};
 use crate::buffer::SampleKey;
+use crate::wire::distribution::ServerRank;
 use std::collections::HashMap;
 use thiserror::Error;
 
@@ -13,8 +14,8 @@ pub struct LedgerState {
     pub duplicates_refused: u64,
 }
 
-/// The steps of one draw in a [`LedgerState`]: each set one bit a step, the lowest step in the lowest bit of the first
-/// word. The three are of one length.
+/// The steps of one draw in a [`LedgerState`]: each set one bit for each step that goes to the server rank, the lowest step in
+/// the lowest bit of the first word. The three are of one length.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DrawSteps {
     pub simulation: u32,
@@ -80,8 +81,8 @@ impl Ledger {
         for key in unpublished {
             let place = draws
                 .binary_search_by_key(&(key.simulation, key.draw), |steps| (steps.simulation, steps.draw));
-            let (word, bit) = StepSet::place(key.time_step);
-            if let Ok(place) = place
+            let number = self.steps_of(key.simulation).index(key.time_step);
+            if let (Ok(place), Some((word, bit))) = (place, number.map(StepSet::place))
                 && let Some(bits) = draws[place].complete.get_mut(word)
             {
                 *bits &= !bit;
@@ -90,11 +91,15 @@ impl Ledger {
         LedgerState { draws, duplicates_refused: self.sums.duplicates_refused }
     }
 
-    /// An account that goes on from a state.
+    /// An account that goes on from a state of the same server rank.
     ///
     /// # Errors
     /// When the state contradicts itself or the number of time steps.
-    pub fn restored(nb_time_steps: Option<u64>, state: &LedgerState) -> Result<Self, LedgerStateError> {
+    pub fn restored(
+        nb_time_steps: Option<u64>,
+        rank: ServerRank,
+        state: &LedgerState,
+    ) -> Result<Self, LedgerStateError> {
         let mut draws = HashMap::with_capacity(state.draws.len());
         let mut sums = Sums { duplicates_refused: state.duplicates_refused, ..Sums::default() };
         for steps in &state.draws {
@@ -108,14 +113,15 @@ impl Ledger {
                 return Err(contradiction("trained", "complete"));
             }
             let declared = StepSet::from_words(&steps.declared);
-            let last = declared.last();
-            if let (Some(last), Some(nb_time_steps)) = (last, nb_time_steps)
+            let highest = declared.last();
+            if let (Some(last), Some(nb_time_steps)) =
+                (highest.map(|number| rank.steps_of(simulation).at(number)), nb_time_steps)
                 && last >= nb_time_steps
             {
                 return Err(LedgerStateError::BeyondEnd { simulation, last, nb_time_steps });
             }
             let entry = Draw {
-                end: last.map_or(0, |last| last + 1),
+                end: highest.map_or(0, |number| number + 1),
                 complete: StepSet::from_words(&steps.complete),
                 trained: StepSet::from_words(&steps.trained),
                 given_up: steps.given_up,
@@ -131,12 +137,12 @@ impl Ledger {
                 return Err(LedgerStateError::Twice { simulation, draw });
             }
         }
-        Ok(Self { draws, nb_time_steps, sums, closed: false })
+        Ok(Self { draws, rank, nb_time_steps, sums, closed: false })
     }
 }
 
 impl StepSet {
-    /// The highest step.
+    /// The highest number in the set.
     fn last(&self) -> Option<u64> {
         let word = self.words.iter().rposition(|&bits| bits != 0)?;
         Some(word as u64 * 64 + 63 - u64::from(self.words[word].leading_zeros()))
@@ -147,6 +153,9 @@ impl StepSet {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::wire::distribution::Distribution;
+
+    const ALONE: ServerRank = ServerRank::ALONE;
 
     fn key(simulation: u32, draw: u32, time_step: u64) -> SampleKey {
         SampleKey { simulation, draw, time_step }
@@ -168,7 +177,7 @@ mod tests {
     #[test]
     fn an_account_goes_on_from_its_state() {
         let ledger = ledger();
-        let mut restored = Ledger::restored(Some(130), &ledger.state(&[])).unwrap();
+        let mut restored = Ledger::restored(Some(130), ALONE, &ledger.state(&[])).unwrap();
         assert_eq!(restored.sums(), ledger.sums());
         assert_eq!(restored.state(&[]), ledger.state(&[]));
         assert_eq!(restored.next_incomplete(3, 1, 0), 129);
@@ -180,7 +189,8 @@ mod tests {
     #[test]
     fn what_is_in_no_buffer_has_to_come_again() {
         let ledger = ledger();
-        let mut restored = Ledger::restored(None, &ledger.state(&[key(3, 1, 64), key(9, 0, 0)])).unwrap();
+        let mut restored =
+            Ledger::restored(None, ALONE, &ledger.state(&[key(3, 1, 64), key(9, 0, 0)])).unwrap();
         assert_eq!(restored.next_incomplete(3, 1, 0), 64);
         assert_eq!(restored.sums().complete, ledger.sums().complete - 1);
         assert_eq!(restored.sums().declared, ledger.sums().declared);
@@ -188,20 +198,42 @@ mod tests {
     }
 
     #[test]
+    fn the_account_of_one_server_rank_of_several_goes_on_with_its_own_steps() {
+        let rank = ServerRank { rank: 1, nb_ranks: 3, distribution: Distribution::RoundRobin };
+        let mut ledger = Ledger::of_rank(Some(200), rank);
+        for step in (1..200).step_by(3) {
+            ledger.declare(key(3, 0, step)).unwrap();
+            assert!(ledger.complete(key(3, 0, step)));
+        }
+        let state = ledger.state(&[key(3, 0, 100)]);
+        let mut restored = Ledger::restored(Some(200), rank, &state).unwrap();
+        assert_eq!(restored.complete_ranges(3, 0), [(1, 97), (103, 199)]);
+        assert_eq!(restored.next_incomplete(3, 0, 0), 100);
+        assert!(restored.complete(key(3, 0, 100)) && !restored.complete(key(3, 0, 101)));
+        let error = Ledger::restored(Some(199), rank, &state).unwrap_err().to_string();
+        assert!(error.contains("time step 199 of simulation 3") && error.contains("is 199"), "{error}");
+    }
+
+    #[test]
     fn a_state_that_contradicts_itself_is_refused() {
         let good = ledger().state(&[]);
         let mut state = good.clone();
         state.draws[1].declared[0] &= !1;
-        let error = Ledger::restored(None, &state).unwrap_err().to_string();
+        let error = Ledger::restored(None, ALONE, &state).unwrap_err().to_string();
         assert!(error.contains("simulation 3 (draw 1) that are complete and not declared"), "{error}");
         let mut state = good.clone();
         state.draws[1].complete[0] &= !(1 << 7);
-        assert!(Ledger::restored(None, &state).unwrap_err().to_string().contains("trained and not complete"));
+        assert!(
+            Ledger::restored(None, ALONE, &state)
+                .unwrap_err()
+                .to_string()
+                .contains("trained and not complete")
+        );
         let mut state = good.clone();
         state.draws.push(state.draws[0].clone());
         let twice = LedgerStateError::Twice { simulation: 0, draw: 0 };
-        assert_eq!(Ledger::restored(None, &state).unwrap_err(), twice);
-        let error = Ledger::restored(Some(129), &good).unwrap_err().to_string();
+        assert_eq!(Ledger::restored(None, ALONE, &state).unwrap_err(), twice);
+        let error = Ledger::restored(Some(129), ALONE, &good).unwrap_err().to_string();
         assert!(error.contains("time step 129 of simulation 3") && error.contains("is 129"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 use super::SessionError;
 use crate::schema::Dtype;
 use crate::wire::auth::StudyKey;
+use crate::wire::distribution::{Distribution, ServerRank};
 use std::time::Duration;
 
 /// Receive buffer of each socket in bytes: fixed, as a thousand autotuned ones can hold more than a gigabyte.
@@ -60,6 +61,9 @@ pub struct SessionConfig {
     pub nb_time_steps: Option<u64>,
     /// Simulations of the study; their ids are 0 to `planned - 1`.
     pub planned: u32,
+    /// Simulations whose samples are for validation; their ids follow those of the others. Server rank 0 alone gets them, and
+    /// they never get into the training buffer.
+    pub validation: u32,
     pub data_type: DataType,
     /// Name or address to listen at, on a port of the kernel's choice.
     pub host: String,
@@ -68,6 +72,8 @@ pub struct SessionConfig {
     /// This server rank, and how many there are.
     pub rank: u32,
     pub nb_ranks: u32,
+    /// How the time steps that are trained on are dealt out to the server ranks.
+    pub distribution: Distribution,
     /// Silence after which a connected simulation is reported; `None`: never.
     pub simulation_timeout: Option<Duration>,
     pub receive_buffer_size: usize,
@@ -95,11 +101,13 @@ impl SessionConfig {
             nb_parameters,
             nb_time_steps: None,
             planned,
+            validation: 0,
             data_type: DataType::F32,
             host: "127.0.0.1".into(),
             advertise: None,
             rank: 0,
             nb_ranks: 1,
+            distribution: Distribution::RoundRobin,
             simulation_timeout: None,
             receive_buffer_size: RECEIVE_BUFFER_SIZE,
             local_socket: true,
@@ -109,6 +117,21 @@ impl SessionConfig {
         }
     }
 
+    /// Where the time steps that are trained on go.
+    pub(super) const fn server_rank(&self) -> ServerRank {
+        ServerRank { rank: self.rank, nb_ranks: self.nb_ranks, distribution: self.distribution }
+    }
+
+    /// Where the time steps of simulations for validation go.
+    pub(super) const fn server_rank_of_validation(&self) -> ServerRank {
+        ServerRank { distribution: Distribution::First, ..self.server_rank() }
+    }
+
+    /// Simulations that this rank receives: those for validation are rank 0's.
+    pub(super) const fn nb_simulations(&self) -> u32 {
+        if self.rank == 0 { self.planned + self.validation } else { self.planned }
+    }
+
     pub(super) fn check(&self) -> Result<(), SessionError> {
         let names = &self.field_names;
         let twice = names.iter().enumerate().find(|&(index, name)| names[..index].contains(name));
@@ -116,10 +139,23 @@ impl SessionConfig {
             Some("a study needs one field or more: study_options.field_names is empty".to_owned())
         } else if let Some((_, name)) = twice {
             Some(format!("field \"{name}\" stands twice in study_options.field_names"))
-        } else if (self.rank, self.nb_ranks) != (0, 1) {
+        } else if self.rank >= self.nb_ranks {
             Some(format!(
-                "this version receives on one server rank, and rank {} of {} was asked for",
+                "server rank {} of {} was asked for: ranks count from 0 and stay below their number",
                 self.rank, self.nb_ranks
+            ))
+        } else if self.distribution == Distribution::First {
+            Some(format!(
+                "dl_config.distribution is \"{}\", and was expected to be \"{}\" or \"{}\": with it, ranks from 1 on would \
+                 have nothing to train on",
+                Distribution::First,
+                Distribution::RoundRobin,
+                Distribution::Simulation
+            ))
+        } else if self.planned.checked_add(self.validation).is_none() {
+            Some(format!(
+                "{} simulations and {} more for validation were asked for: there are 2^32 ids at most",
+                self.planned, self.validation
             ))
         } else if self.max_pending_handshakes == 0 || self.receive_buffer_size == 0 {
             Some("a session needs room for one handshake and for received bytes: 0 came".to_owned())

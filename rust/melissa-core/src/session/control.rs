@@ -12,15 +12,39 @@ use crate::wire::handshake::code;
 use crate::wire::header::{Header, Kind};
 
 impl Reception {
-    fn check_known(&self, simulation: u32) -> Result<(), SessionError> {
-        let planned = self.config.planned;
-        if simulation < planned {
-            return Ok(());
+    /// Whether this server rank receives the simulation; if not, another one does.
+    ///
+    /// # Errors
+    /// When the study does not have it, in words.
+    pub(super) fn check_known(&self, simulation: u32) -> Result<bool, String> {
+        let (planned, validation) = (self.config.planned, self.config.validation);
+        if simulation < planned + validation {
+            return Ok(simulation < self.config.nb_simulations());
         }
-        Err(SessionError::Simulation(format!(
-            "simulation {simulation} is unknown: this study has {planned} simulations, 0 to {}",
+        let more = match validation {
+            0 => String::new(),
+            1 => format!(", and one for validation, {planned}"),
+            _ => format!(", and {validation} for validation, {planned} to {}", planned + validation - 1),
+        };
+        Err(format!(
+            "simulation {simulation} is unknown: this study has {planned} simulations, 0 to {}{more}",
             planned.saturating_sub(1)
-        )))
+        ))
+    }
+
+    /// Takes note of the addresses of all server ranks.
+    pub(super) fn set_servers(&mut self, addresses: Vec<String>) -> Result<(), SessionError> {
+        let (rank, nb_ranks) = (self.config.rank as usize, self.config.nb_ranks as usize);
+        if addresses.len() != nb_ranks || addresses[rank] != self.address {
+            return Err(SessionError::Configuration(format!(
+                "the addresses of {nb_ranks} server ranks were expected, that of rank {rank} being {}, and {} came: {}",
+                self.address,
+                addresses.len(),
+                addresses.join(", ")
+            )));
+        }
+        self.servers = addresses;
+        Ok(())
     }
 
     /// Takes note of an attempt that is about to be submitted; it ends those before it.
@@ -31,7 +55,9 @@ impl Reception {
         draw: u32,
         parameters: Vec<f64>,
     ) -> Result<(), SessionError> {
-        self.check_known(simulation)?;
+        if !self.check_known(simulation).map_err(SessionError::Simulation)? {
+            return Ok(());
+        }
         let entry = &self.simulations[simulation as usize];
         let problem = if parameters.len() != self.config.nb_parameters {
             Some(format!(
@@ -41,8 +67,13 @@ impl Reception {
             ))
         } else if self.stopped {
             Some("the study is being stopped".to_owned())
-        } else if entry.status.is_final() {
+        } else if entry.settled {
             Some(format!("it is {} already", entry.status))
+        } else if self.servers.is_empty() {
+            Some(format!(
+                "nobody has said where the {} server ranks listen (set_servers), and clients have to be told",
+                self.config.nb_ranks
+            ))
         } else if attempt <= entry.attempt {
             Some(format!("attempt {attempt} came after attempt {}: attempts increase", entry.attempt))
         } else if draw < entry.draw {
@@ -61,12 +92,14 @@ impl Reception {
             self.break_attempt(simulation, None, &text, &Refusal::new(code::ATTEMPT, text.clone()));
         }
         if draw > old_draw {
-            lock(&self.ledger).drop_incomplete(simulation, old_draw, Reason::ClientFailed);
+            let mut ledger = lock(self.shared.ledger_of(simulation));
+            ledger.drop_incomplete(simulation, old_draw, Reason::ClientFailed);
         }
+        let for_validation = self.is_for_validation(simulation);
         let entry = &mut self.simulations[simulation as usize];
         if draw > old_draw {
-            self.settled_steps += entry.steps;
-            entry.steps = 0;
+            let steps = std::mem::take(&mut entry.steps);
+            self.settled_steps += if for_validation { 0 } else { steps };
         }
         (entry.attempt, entry.draw, entry.parameters) = (attempt, draw, Arc::from(parameters));
         entry.host.clear();
@@ -76,9 +109,35 @@ impl Reception {
         Ok(())
     }
 
+    /// Every server rank has the simulation finished: no further attempt of it will come.
+    pub(super) fn confirm(&mut self, simulation: u32) -> Result<(), SessionError> {
+        if !self.check_known(simulation).map_err(SessionError::Simulation)? {
+            return Ok(());
+        }
+        let entry = &self.simulations[simulation as usize];
+        if entry.status == Status::Finished {
+            if !entry.settled {
+                self.close_finished(simulation);
+            }
+            return Ok(());
+        }
+        // Whoever confirms may not have heard of the stop yet.
+        if self.stopped {
+            return Ok(());
+        }
+        Err(SessionError::Simulation(format!(
+            "simulation {simulation} cannot be confirmed: it is {} on server rank {}, and was expected to be {}",
+            entry.status,
+            self.config.rank,
+            Status::Finished
+        )))
+    }
+
     /// The registered attempt is dead: its connections are closed and it may not come again.
     pub(super) fn abandon_attempt(&mut self, simulation: u32) -> Result<(), SessionError> {
-        self.check_known(simulation)?;
+        if !self.check_known(simulation).map_err(SessionError::Simulation)? {
+            return Ok(());
+        }
         let entry = &mut self.simulations[simulation as usize];
         if entry.status.is_final() {
             return Ok(());
@@ -93,21 +152,23 @@ impl Reception {
 
     /// Gives a simulation up for good.
     pub(super) fn finish(&mut self, simulation: u32, reason: Reason) -> Result<(), SessionError> {
-        self.check_known(simulation)?;
+        if !self.check_known(simulation).map_err(SessionError::Simulation)? {
+            return Ok(());
+        }
         if reason == Reason::Untrained {
             return Err(SessionError::Simulation(format!(
                 "simulation {simulation} cannot be given up as \"{reason}\": that is the end of samples, not of simulations"
             )));
         }
         let entry = &self.simulations[simulation as usize];
-        if entry.status.is_final() {
+        if entry.settled {
             return Ok(());
         }
         let draw = entry.draw;
         let text =
             format!("simulation {simulation} was given up ({reason}): nothing of it is wanted any more");
         let connections = self.end_run(simulation);
-        lock(&self.ledger).drop_incomplete(simulation, draw, reason);
+        lock(self.shared.ledger_of(simulation)).drop_incomplete(simulation, draw, reason);
         for id in connections {
             self.farewell(id, &Refusal::new(code::FINISHED, text.clone()));
         }
@@ -129,12 +190,19 @@ impl Reception {
         for id in ids {
             self.stop_connection(id);
         }
-        for simulation in 0..self.config.planned {
+        for simulation in 0..self.config.nb_simulations() {
             let entry = &mut self.simulations[simulation as usize];
-            if entry.status.is_final() {
+            if entry.settled {
                 continue;
             }
-            lock(&self.ledger).drop_incomplete(simulation, entry.draw, Reason::StoppedEarly);
+            if entry.status == Status::Finished {
+                // Whatever another server rank lacks of it, this one has everything.
+                self.close_finished(simulation);
+                continue;
+            }
+            let mut ledger = lock(self.shared.ledger_of(simulation));
+            ledger.drop_incomplete(simulation, entry.draw, Reason::StoppedEarly);
+            drop(ledger);
             if entry.error.is_empty() {
                 "the study was stopped early".clone_into(&mut entry.error);
             }
@@ -209,13 +277,14 @@ impl Reception {
         }
     }
 
-    /// What has settled, and a full number of steps for each simulation that is still open.
+    /// What has settled, and a full number of this rank's steps for each simulation that is still open.
     fn expected_samples(&self) -> Option<u64> {
-        let open = u64::from(self.config.planned - self.nb_final);
-        if open == 0 {
-            return Some(self.settled_steps);
+        let mut expected = self.settled_steps;
+        for (simulation, &open) in (0..).zip(&self.open).filter(|&(_, &open)| open > 0) {
+            let steps = self.config.server_rank().steps_of(simulation).below(self.steps_per_simulation?);
+            expected = expected.saturating_add(u64::from(open).saturating_mul(steps));
         }
-        self.steps_per_simulation.map(|steps| self.settled_steps.saturating_add(open.saturating_mul(steps)))
+        Some(expected)
     }
 
     pub(super) fn take_refusals(&mut self) -> Refusals {

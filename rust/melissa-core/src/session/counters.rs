@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 /// Figures of a session since it started.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Counters {
-    /// Complete time steps.
+    /// Complete time steps that are trained on.
     pub samples_received: u64,
+    /// Complete time steps of simulations for validation.
+    pub validation_received: u64,
     /// Bytes of fields that were received into samples.
     pub bytes_received: u64,
     /// Bytes of bodies that were read and thrown away: duplicates, and what came after a stop.
@@ -28,8 +30,9 @@ pub struct Counters {
     pub samples_waiting: u64,
     /// Simulations that wait for a slot now.
     pub slot_waiters: u64,
-    /// Samples that the study will have had; `None` until a number of time steps is known.
+    /// Samples that this server rank will have had; `None` until a number of time steps is known.
     pub expected_samples: Option<u64>,
+    /// Final ones, without those for validation.
     pub simulations_finished: u64,
     pub simulations_dropped: u64,
 }

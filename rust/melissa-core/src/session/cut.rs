@@ -13,6 +13,7 @@ use crate::error::BufferError;
 use crate::ledger::{Ledger, LedgerState, LedgerStateError, Reason};
 use crate::snapshot::Snapshot;
 use crate::sync::lock;
+use crate::wire::distribution::ServerRank;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -85,7 +86,11 @@ pub struct RestoredSession {
 
 impl RestoredSession {
     /// The ledger, in which the present draw of each simulation that runs again is open, and everything else closed.
-    pub(super) fn ledger(&self, nb_time_steps: Option<u64>) -> Result<Ledger, LedgerStateError> {
+    pub(super) fn ledger(
+        &self,
+        nb_time_steps: Option<u64>,
+        rank: ServerRank,
+    ) -> Result<Ledger, LedgerStateError> {
         let known: HashMap<u32, (u32, Status)> =
             self.simulations.iter().map(|known| (known.simulation, (known.draw, known.status))).collect();
         let mut state = self.ledger.clone();
@@ -97,7 +102,7 @@ impl RestoredSession {
                 None
             };
         }
-        Ledger::restored(nb_time_steps, &state)
+        Ledger::restored(nb_time_steps, rank, &state)
     }
 }
 
@@ -119,7 +124,7 @@ impl Reception {
         }
         let buffer = self.buffer.snapshot()?;
         let unpublished: Vec<SampleKey> = self.room.keys_waiting().collect();
-        let ledger = lock(&self.ledger).state(&unpublished);
+        let ledger = lock(&self.shared.ledger).state(&unpublished);
         let simulations = self
             .simulations
             .iter()
@@ -129,7 +134,10 @@ impl Reception {
                 simulation,
                 attempt: entry.attempt,
                 draw: entry.draw,
-                finished: entry.status == Status::Finished && !entry.sample_waits,
+                // What came for validation is in no buffer that is kept.
+                finished: entry.status == Status::Finished
+                    && !entry.sample_waits
+                    && !self.is_for_validation(simulation),
             })
             .collect();
         let counters = self.counters();
@@ -153,7 +161,7 @@ impl Reception {
         self.steps_per_simulation = self.steps_per_simulation.or(state.steps_per_simulation);
         self.room.waited_before(Duration::try_from_secs_f64(state.room_wait_seconds).unwrap_or_default());
         self.counters = Counters {
-            samples_received: lock(&self.ledger).sums().complete,
+            samples_received: lock(&self.shared.ledger).sums().complete,
             bytes_received: state.bytes_received,
             bytes_discarded: state.bytes_discarded,
             connections_accepted: state.connections_accepted,
@@ -163,15 +171,16 @@ impl Reception {
         };
         for known in &restored.simulations {
             let RestoredSimulation { simulation, attempt, draw, status } = *known;
-            if simulation >= self.config.planned {
-                log::warn!(
-                    "the checkpoint has simulation {simulation}, and this study has {} simulations: it stays out",
-                    self.config.planned
-                );
-                continue;
+            match self.check_known(simulation) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(unknown) => {
+                    log::warn!("the checkpoint has a simulation that stays out: {unknown}");
+                    continue;
+                }
             }
             let (steps, before) = {
-                let ledger = lock(&self.ledger);
+                let ledger = lock(self.shared.ledger_of(simulation));
                 let before: u64 = (0..draw).map(|old| ledger.nb_complete(simulation, old)).sum();
                 (ledger.nb_complete(simulation, draw), before)
             };

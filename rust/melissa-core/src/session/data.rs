@@ -61,7 +61,7 @@ impl Reception {
         let size = share.dtype.size();
         let place = Place { field: 0, start: share.offset as usize * size, len: share.count as usize * size };
         let run = self.simulations[simulation as usize].run.as_ref()?;
-        if run.has_several_ranks() || place.len == 0 {
+        if run.has_several_ranks() || place.len == 0 || !self.gets_steps_of(simulation) {
             return None;
         }
         // Nobody knows yet that there is something to read: this is no reason to stand in the row for a slot.
@@ -379,6 +379,10 @@ impl Reception {
         {
             return Err(beyond_end(LedgerError::BeyondEnd { time_step: header.time_step, nb_time_steps }));
         }
+        if !self.steps_of(header.simulation).contains(header.time_step) {
+            let ledger = lock(self.shared.ledger_of(header.simulation));
+            ledger.number_of(header.simulation, header.time_step).map_err(beyond_end)?;
+        }
         Ok(())
     }
 
@@ -392,7 +396,8 @@ impl Reception {
         let came = match entry.run.as_ref().and_then(|run| run.assembly.as_ref()) {
             None => 0,
             Some(assembly) if assembly.has_all_of(member.rank as usize) => {
-                lock(&self.ledger).next_incomplete(member.simulation, entry.draw, assembly.step() + 1)
+                let ledger = lock(self.shared.ledger_of(member.simulation));
+                ledger.next_incomplete(member.simulation, entry.draw, assembly.step() + 1)
             }
             Some(assembly) => assembly.step(),
         };
@@ -423,7 +428,7 @@ impl Reception {
         let step = assembly.step();
         if header.time_step == step && !assembly.has(rank, field) {
             if assembly.declare() {
-                lock(&self.ledger).declare(key).map_err(beyond_end)?;
+                lock(self.shared.ledger_of(simulation)).declare(key).map_err(beyond_end)?;
             }
             if !assembly.has_slot() {
                 connection.input = Input::Placing(header);
@@ -443,12 +448,12 @@ impl Reception {
             return Ok(Advance::More(0));
         }
         let (known, next) = {
-            let ledger = lock(&self.ledger);
+            let ledger = lock(self.shared.ledger_of(simulation));
             let next = ledger.next_incomplete(simulation, key.draw, step + 1);
             (header.time_step == step || ledger.is_complete(key), next)
         };
         if known {
-            lock(&self.ledger).refuse_duplicate();
+            lock(self.shared.ledger_of(simulation)).refuse_duplicate();
             self.counters.duplicates_refused += 1;
             self.counters.bytes_discarded += early as u64;
             connection.input = Input::Discard { left: header.payload_length - early as u64 };
@@ -534,16 +539,22 @@ impl Reception {
         let step = assembly.step();
         let key = SampleKey { simulation, draw: entry.draw, time_step: step };
         let (counted, next) = {
-            let mut ledger = lock(&self.ledger);
+            let mut ledger = lock(self.shared.ledger_of(simulation));
             let counted = ledger.complete(key);
             (counted, ledger.next_incomplete(simulation, key.draw, step + 1))
         };
         let slot = assembly.take_complete(next);
         let parameters = Arc::clone(&entry.parameters);
         entry.steps += u64::from(counted);
-        self.counters.samples_received += u64::from(counted);
+        let for_validation = self.is_for_validation(simulation);
+        if for_validation {
+            self.counters.validation_received += u64::from(counted);
+        } else {
+            self.counters.samples_received += u64::from(counted);
+        }
         self.changed(simulation, false);
         match slot {
+            Some(slot) if counted && for_validation => self.keep_for_validation(slot, key, &parameters),
             Some(slot) if counted => self.publish(slot, key, parameters),
             // The ledger was closed before reception ended: the study is over for its owner.
             _ => self.let_go_of_slot(simulation),
@@ -558,7 +569,7 @@ impl Reception {
             return;
         };
         let key = SampleKey { simulation: member.simulation, draw: member.draw, time_step: header.time_step };
-        let mut ledger = lock(&self.ledger);
+        let mut ledger = lock(self.shared.ledger_of(member.simulation));
         // Nobody puts these steps together, so that nothing else keeps their order; a peer that leaps would have the
         // ledger grow by more than it sends.
         if key.time_step > ledger.declared_end(key.simulation, key.draw) {

@@ -179,15 +179,19 @@ impl Reception {
                 "the study is being stopped: no data is wanted any more",
             ));
         }
-        let planned = self.config.planned;
-        if simulation >= planned {
-            return Err(Refusal::new(
-                code::SIMULATION,
-                format!(
-                    "simulation {simulation} is unknown: this study has {planned} simulations, 0 to {}",
-                    planned.saturating_sub(1)
-                ),
-            ));
+        match self.check_known(simulation) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Refusal::new(
+                    code::FINISHED,
+                    format!(
+                        "simulation {simulation} is for validation, which server rank 0 alone receives: nothing of it is \
+                         wanted on rank {}",
+                        self.config.rank
+                    ),
+                ));
+            }
+            Err(unknown) => return Err(Refusal::new(code::SIMULATION, unknown)),
         }
         let entry = &self.simulations[simulation as usize];
         if entry.status.is_final() {

@@ -16,8 +16,6 @@ use std::time::Duration;
 
 /// How long a refused peer may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Which server rank gets which time step: (step + simulation) mod ranks.
-const DISTRIBUTION: &str = "round_robin";
 
 impl Reception {
     /// `Join`: the rank's fields; the answer comes when all ranks have joined.
@@ -91,13 +89,15 @@ impl Reception {
         let entry = &self.simulations[simulation as usize];
         let draw = entry.draw;
         let several = entry.run.as_ref().is_some_and(|run| run.has_several_ranks());
-        if several && !self.promise(simulation) {
+        // Whoever sends nothing here holds nothing here.
+        if several && self.gets_steps_of(simulation) && !self.promise(simulation) {
             return;
         }
         let (step, complete) = {
-            let ledger = lock(&self.ledger);
+            let ledger = lock(self.shared.ledger_of(simulation));
             (ledger.next_incomplete(simulation, draw, 0), ledger.complete_ranges(simulation, draw))
         };
+        let distribution = self.distribution_of(simulation);
         let Some(run) = &mut self.simulations[simulation as usize].run else { return };
         run.assembly = Some(Assembly::new(run.ranks.len(), layout.fields.len(), step));
         let members: Vec<(usize, ConnectionId, Vec<Declared>)> = run
@@ -125,8 +125,8 @@ impl Reception {
                         offset,
                     })
                     .collect(),
-                servers: vec![self.address.clone()],
-                distribution: DISTRIBUTION.into(),
+                servers: self.servers.clone(),
+                distribution: distribution.name().into(),
                 complete: complete.clone(),
                 payload_crc: self.config.payload_crc,
             };
@@ -231,7 +231,9 @@ impl Reception {
         let (least, most) = (sent.iter().min().copied(), sent.iter().max().copied());
         let (least, most) = (least.unwrap_or(0), most.unwrap_or(0));
         let (draw, steps) = (entry.draw, entry.steps);
-        let torn = lock(&self.ledger).drop_incomplete(simulation, draw, Reason::ClientFailed);
+        let torn = lock(self.shared.ledger_of(simulation)).nb_incomplete(simulation, draw);
+        let own = self.steps_of(simulation);
+        let here = if self.config.nb_ranks == 1 { "" } else { " that belong to this server rank" };
         let mut problems = Vec::new();
         if least != most {
             let rank = |count| sent.iter().position(|&sent| sent == count).unwrap_or(0);
@@ -242,14 +244,16 @@ impl Reception {
             ));
         }
         if let Some(expected) = self.config.nb_time_steps
-            && (steps != expected || most != expected)
+            && most != expected
         {
             problems.push(format!(
-                "it has sent {} time steps, and study_options.nb_time_steps is {expected}",
-                if most == expected { steps } else { most }
+                "it has sent {most} time steps, and study_options.nb_time_steps is {expected}"
             ));
-        } else if steps != most {
-            problems.push(format!("it says that it has sent {most} time steps, and {steps} are complete"));
+        } else if steps != own.below(most) {
+            problems.push(format!(
+                "it says that it has sent {} time steps{here}, and {steps} are complete",
+                own.below(most)
+            ));
         }
         if torn > 0 {
             problems.push(format!("{torn} time steps that came in part only were dropped"));
@@ -261,6 +265,21 @@ impl Reception {
         }
         self.steps_per_simulation.get_or_insert(most);
         log::debug!("simulation {simulation} has finalized with {steps} complete time steps");
+        if self.config.nb_ranks == 1 || self.is_for_validation(simulation) {
+            self.close_finished(simulation);
+        } else {
+            // Another server rank may lack time steps of it: then it runs again.
+            self.end_run(simulation);
+            self.set_status(simulation, Status::Finished);
+        }
+    }
+
+    /// Makes a finished simulation final: what is incomplete of it will never be complete.
+    pub(super) fn close_finished(&mut self, simulation: u32) {
+        let draw = self.simulations[simulation as usize].draw;
+        let mut ledger = lock(self.shared.ledger_of(simulation));
+        ledger.drop_incomplete(simulation, draw, Reason::ClientFailed);
+        drop(ledger);
         self.settle(simulation, Status::Finished);
     }
 
@@ -268,11 +287,15 @@ impl Reception {
     pub(super) fn settle(&mut self, simulation: u32, status: Status) {
         self.end_run(simulation);
         let entry = &mut self.simulations[simulation as usize];
+        entry.settled = true;
         self.nb_final += 1;
-        self.settled_steps += entry.steps;
-        match status {
-            Status::Finished => self.counters.simulations_finished += 1,
-            _ => self.counters.simulations_dropped += 1,
+        if simulation < self.config.planned {
+            self.open[(simulation % self.config.nb_ranks) as usize] -= 1;
+            self.settled_steps += entry.steps;
+            match status {
+                Status::Finished => self.counters.simulations_finished += 1,
+                _ => self.counters.simulations_dropped += 1,
+            }
         }
         self.set_status(simulation, status);
         self.check_over();

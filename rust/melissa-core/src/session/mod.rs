@@ -32,7 +32,7 @@ pub use cut::{CutError, RestoredSession, RestoredSimulation, SessionCut, Session
 pub use error::SessionError;
 pub use state::{SimulationState, Status};
 
-use crate::buffer::{Buffer, SampleKey};
+use crate::buffer::{Buffer, Sample, SampleKey};
 use crate::ledger::{Ledger, Reason, Sums};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
 use bell::Bell;
@@ -122,9 +122,27 @@ impl End {
 #[derive(Debug)]
 struct Shared {
     ledger: Arc<Mutex<Ledger>>,
+    validation: Validation,
     board: Board,
     room: Bell,
     over: AtomicBool,
+}
+
+impl Shared {
+    /// The account of a simulation's time steps.
+    fn ledger_of(&self, simulation: u32) -> &Mutex<Ledger> {
+        if simulation < self.validation.first { &self.ledger } else { &self.validation.ledger }
+    }
+}
+
+/// What came of the simulations for validation: it never gets near the training buffer and its account.
+#[derive(Debug)]
+struct Validation {
+    /// The first id of these simulations.
+    first: u32,
+    ledger: Mutex<Ledger>,
+    /// Complete samples that nobody has taken yet, in the order of completion.
+    samples: Mutex<Vec<Sample>>,
 }
 
 /// The handle of a receiving session. Dropped, it closes the session.
@@ -158,12 +176,14 @@ impl Session {
     ) -> Result<Self, SessionError> {
         config.check()?;
         let ledger = match restored {
-            Some(restored) => restored.ledger(config.nb_time_steps).map_err(|error| {
-                SessionError::Configuration(format!("the checkpoint cannot be used: {error}"))
-            })?,
-            None => Ledger::new(config.nb_time_steps),
+            Some(restored) => {
+                restored.ledger(config.nb_time_steps, config.server_rank()).map_err(|error| {
+                    SessionError::Configuration(format!("the checkpoint cannot be used: {error}"))
+                })?
+            }
+            None => Ledger::of_rank(config.nb_time_steps, config.server_rank()),
         };
-        listen::check_descriptor_limit(config.planned);
+        listen::check_descriptor_limit(config.nb_simulations());
         let (listener, address) = listen::listen(&config)?;
         let local =
             config.local_socket.then(|| Local::listen(&config.key, config.study_epoch, &address)).flatten();
@@ -173,12 +193,20 @@ impl Session {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(thread_error)?);
         let shared = Arc::new(Shared {
             ledger: Arc::new(Mutex::new(ledger)),
+            validation: Validation {
+                first: config.planned,
+                ledger: Mutex::new(Ledger::of_rank(config.nb_time_steps, config.server_rank_of_validation())),
+                samples: Mutex::default(),
+            },
             board: Board::default(),
             room: Bell::default(),
             over: AtomicBool::new(false),
         });
         log::info!(
-            "receiving at {address}, {} bytes of receive buffer per connection, fields {}, data type {}",
+            "server rank {} of {} receives at {address}, {} bytes of receive buffer per connection, fields {}, data \
+             type {}",
+            config.rank,
+            config.nb_ranks,
             config.receive_buffer_size,
             config.field_names.join(", "),
             config.data_type.name()
@@ -208,6 +236,14 @@ impl Session {
         &self.address
     }
 
+    /// Says which addresses all server ranks have, rank 0 first: clients are told, and compare. With one rank it is known.
+    ///
+    /// # Errors
+    /// When there are more or fewer than server ranks, or that of this rank is not its own; when the session has failed.
+    pub fn set_servers(&self, addresses: Vec<String>) -> Result<(), SessionError> {
+        self.ask(move |reception| reception.set_servers(addresses))?
+    }
+
     /// Runs `command` in the receiving thread and waits for what it returns: no longer than one turn of its loop.
     fn ask<R: Send + 'static>(
         &self,
@@ -232,11 +268,12 @@ impl Session {
     }
 
     /// Makes an attempt of a simulation known, before its job is submitted. Attempts start at 1 and increase; a higher
-    /// one closes the connections of those before it. A higher draw says that the parameters are new ones.
+    /// one closes the connections of those before it, and opens a simulation again that is finished and not final. A higher draw
+    /// says that the parameters are new ones. Of simulations for validation nothing happens on server ranks but 0.
     ///
     /// # Errors
     /// When the simulation is unknown or final, when attempt or draw do not increase, when the number of parameters
-    /// is wrong; when the session has failed.
+    /// is wrong, when there are several server ranks and nobody has said which; when the session has failed.
     pub fn register(
         &self,
         simulation: u32,
@@ -245,6 +282,15 @@ impl Session {
         parameters: Vec<f64>,
     ) -> Result<(), SessionError> {
         self.ask(move |reception| reception.register(simulation, attempt, draw, parameters))?
+    }
+
+    /// Says that a simulation is finished on every server rank, and by that final. With one server rank, and for simulations
+    /// for validation, the session knows that itself, and nothing happens.
+    ///
+    /// # Errors
+    /// When the simulation is unknown or not finished on this server rank, or the session has failed.
+    pub fn confirm(&self, simulation: u32) -> Result<(), SessionError> {
+        self.ask(move |reception| reception.confirm(simulation))?
     }
 
     /// The registered attempt is dead: closes its connections and drops its incomplete time step from assembly.
@@ -297,7 +343,7 @@ impl Session {
         })
     }
 
-    /// Samples that the study will have had in the end; `None` until the number of time steps is known.
+    /// Samples that this server rank will have had in the end; `None` until the number of time steps is known.
     pub fn expected_samples(&self) -> Option<u64> {
         self.counters().expected_samples
     }
@@ -305,6 +351,16 @@ impl Session {
     /// Every planned simulation is final, and every complete sample is in the training buffer.
     pub fn reception_over(&self) -> bool {
         self.shared.over.load(Ordering::Acquire)
+    }
+
+    /// The complete samples of simulations for validation since the last call, in the order of completion; each is a copy.
+    pub fn take_validation(&self) -> Vec<Sample> {
+        std::mem::take(&mut *lock(&self.shared.validation.samples))
+    }
+
+    /// Complete time steps of simulations for validation so far.
+    pub fn validation_received(&self) -> u64 {
+        lock(&self.shared.validation.ledger).sums().complete
     }
 
     /// Takes note that a training step on these samples has returned; returns how many were trained for the first time.

@@ -13,9 +13,9 @@ use super::state::Status;
 use super::table::Connections;
 use super::{Command, Shared};
 use crate::buffer::Buffer;
-use crate::ledger::Ledger;
 use crate::schema::Schema;
-use crate::sync::{Arc, Mutex, Ordering};
+use crate::sync::{Arc, Ordering};
+use crate::wire::distribution::{Distribution, Steps};
 use mio::{Events, Poll, Token};
 use std::collections::VecDeque;
 use std::io;
@@ -42,8 +42,9 @@ pub(super) struct Reception {
     pub(super) config: SessionConfig,
     /// What clients are told of this server rank.
     pub(super) address: String,
+    /// What they are told of all server ranks, rank 0 first; empty until somebody has said it.
+    pub(super) servers: Vec<String>,
     pub(super) buffer: Arc<Buffer>,
-    pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) shared: Arc<Shared>,
     pub(super) schema: Option<Arc<Schema>>,
     pub(super) poll: Poll,
@@ -71,6 +72,9 @@ pub(super) struct Reception {
     /// Steps of a simulation: configured, or learned from the first that finalized.
     pub(super) steps_per_simulation: Option<u64>,
     pub(super) nb_final: u32,
+    /// Simulations that are not final, without those for validation, by the remainder of their ids when divided by the number
+    /// of server ranks: those of one remainder have as many steps for this rank.
+    pub(super) open: Vec<u32>,
     /// Complete steps of simulations that are final and of draws that were replaced.
     pub(super) settled_steps: u64,
     pub(super) stopped: bool,
@@ -92,7 +96,13 @@ impl Reception {
     ) -> io::Result<Self> {
         listeners.register(poll.registry(), LISTENER, LOCAL_LISTENER)?;
         let now = Instant::now();
+        let nb_simulations = config.nb_simulations();
+        let nb_ranks = config.nb_ranks;
+        let open = (0..nb_ranks)
+            .map(|remainder| config.planned / nb_ranks + u32::from(remainder < config.planned % nb_ranks))
+            .collect();
         Ok(Self {
+            servers: if nb_ranks == 1 { vec![address.clone()] } else { Vec::new() },
             address,
             schema: None,
             poll,
@@ -101,8 +111,8 @@ impl Reception {
             pending: 0,
             connections: Connections::default(),
             ready: VecDeque::new(),
-            simulations: (0..config.planned).map(|_| Simulation::new()).collect(),
-            room: Room::new(buffer.slot_counts(), config.planned as usize),
+            simulations: (0..nb_simulations).map(|_| Simulation::new()).collect(),
+            room: Room::new(buffer.slot_counts(), nb_simulations as usize),
             counters: Counters::default(),
             refusals: RefusalLog::new(now),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -112,13 +122,13 @@ impl Reception {
             urgent: false,
             steps_per_simulation: config.nb_time_steps,
             nb_final: 0,
+            open,
             settled_steps: 0,
             stopped: false,
             over: false,
             closing: false,
             fatal: None,
             next_look: None,
-            ledger: Arc::clone(&shared.ledger),
             config,
             buffer,
             shared,
@@ -195,6 +205,26 @@ impl Reception {
             }
         }
         Ok(())
+    }
+
+    /// Whether the samples of the simulation are for validation and not for training.
+    pub(super) const fn is_for_validation(&self, simulation: u32) -> bool {
+        simulation >= self.config.planned
+    }
+
+    /// How the simulation's time steps are dealt out to the server ranks.
+    pub(super) const fn distribution_of(&self, simulation: u32) -> Distribution {
+        if self.is_for_validation(simulation) { Distribution::First } else { self.config.distribution }
+    }
+
+    /// The time steps of the simulation that are this server rank's.
+    pub(super) const fn steps_of(&self, simulation: u32) -> Steps {
+        self.distribution_of(simulation).steps_of(simulation, self.config.rank, self.config.nb_ranks)
+    }
+
+    /// Whether this server rank gets a time step of the simulation at all, as far as that is known.
+    pub(super) fn gets_steps_of(&self, simulation: u32) -> bool {
+        self.steps_of(simulation).at(0) < self.config.nb_time_steps.unwrap_or(u64::MAX)
     }
 
     /// Puts a connection with work on the ready list.
@@ -283,7 +313,7 @@ impl Reception {
 
     /// Ends reception once every simulation is final and every complete sample is in the training buffer.
     pub(super) fn check_over(&mut self) {
-        if !self.over && self.nb_final == self.config.planned && self.room.is_drained() {
+        if !self.over && self.nb_final == self.config.nb_simulations() && self.room.is_drained() {
             self.over = true;
             // First the word, then the deed: who sees the end of data finds that reception is over.
             self.shared.over.store(true, Ordering::Release);

@@ -100,6 +100,8 @@ pub(super) struct Simulation {
     pub(super) draw: u32,
     pub(super) parameters: Arc<[f64]>,
     pub(super) status: Status,
+    /// Its status stays for good. With several server ranks a finished simulation may have to run again for another of them.
+    pub(super) settled: bool,
     pub(super) host: String,
     pub(super) error: String,
     /// Attempts up to this one are over and may not connect again.
@@ -122,6 +124,7 @@ impl Simulation {
             draw: 0,
             parameters: Arc::from([]),
             status: Status::Planned,
+            settled: false,
             host: String::new(),
             error: String::new(),
             ended_attempt: 0,

@@ -13,7 +13,7 @@ pub enum Status {
     Disconnected,
     /// Connected, and nothing came for the time given although the session was willing to read.
     Silent,
-    /// All ranks have finalized.
+    /// All ranks have finalized. With several server ranks it is final once it was confirmed; a new attempt opens it again.
     Finished,
     /// Given up for good.
     Dropped,
@@ -43,7 +43,7 @@ impl Status {
         }
     }
 
-    /// Nothing more can come of the simulation.
+    /// Nothing more can come of the simulation's attempt.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Finished | Self::Dropped)
     }

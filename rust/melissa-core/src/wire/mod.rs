@@ -2,11 +2,12 @@
 //!
 //! [`header`] is the fixed part of every frame, [`handshake`] the JSON payloads of the control frames, and
 //! [`auth`] the mutual proof of the study key; [`local`] says where they find each other on one
-//! host. Everything here parses bytes of a peer that nobody trusts yet: every function is total, allocates nothing from a
+//! host, and [`distribution`] which server rank a time step goes to. Everything here parses bytes of a peer that nobody trusts yet: every function is total, allocates nothing from a
 //! length that came off the wire, and names the rule that was broken.
 //! `docs/protocol.md` describes the same for authors of clients in other languages.
 
 pub mod auth;
+pub mod distribution;
 pub mod handshake;
 pub mod header;
 mod hex;

@@ -348,7 +348,7 @@ fn a_configuration_that_makes_no_sense_starts_nothing() {
     assert!(
         start(SessionConfig { field_names: fields(&["a", "a"]), ..config(1) }).contains("\"a\" stands twice")
     );
-    assert!(start(SessionConfig { nb_ranks: 2, ..config(1) }).contains("rank 0 of 2"));
+    assert!(start(SessionConfig { rank: 2, nb_ranks: 2, ..config(1) }).contains("rank 2 of 2"));
     assert!(
         start(SessionConfig { host: "no.such.host.invalid".into(), ..config(1) })
             .contains("does not resolve")
