@@ -1,16 +1,21 @@
 //! The three calls of a solver: init, send, finalize.
 
 use crate::config::ClientConfig;
-use crate::connection::Connection;
+use crate::connection::{Connection, Others, listen_to_all};
 use crate::error::{ClientError, Doing, Endpoint};
 use crate::handshake;
 use crate::values::{Values, converts};
 use crate::wait::{Interrupt, Wait};
 use melissa_core::schema::Dtype;
-use melissa_core::wire::handshake::{FieldShare, Join, Message, Welcome, encode_frame};
+use melissa_core::wire::distribution::Distribution;
+use melissa_core::wire::handshake::{FieldLayout, FieldShare, Join, Message, Welcome, code, encode_frame};
 use melissa_core::wire::header::{FLAG_PAYLOAD_CRC, HEADER_SIZE, Header, Kind};
 use std::io::IoSlice;
 use std::sync::Arc;
+
+fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
 
 /// Bytes that are converted at once: no copy of a whole field is ever made.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -45,14 +50,26 @@ struct Place {
 struct Joined {
     /// In the order of the declared fields.
     places: Vec<Place>,
-    /// Ranges (first, last) of time steps that the server has already.
+    distribution: Distribution,
+    /// One per connected server rank.
+    ranks: Vec<JoinedRank>,
+}
+
+/// What one server rank has said for itself.
+struct JoinedRank {
+    /// Ranges (first, last) of time steps; those of them that go to this rank it has already.
     complete: Vec<(u64, u64)>,
     payload_crc: bool,
 }
 
-/// One rank of one simulation, connected to its server.
+/// One rank of one simulation, connected to the ranks of its server.
 pub struct Client {
-    connection: Connection,
+    config: ClientConfig,
+    /// Those connected, rank 0 first: the others follow when all fields are declared.
+    connections: Vec<Connection>,
+    /// One per server rank.
+    endpoints: Vec<Arc<Endpoint>>,
+    /// Of all of them.
     at: Arc<Endpoint>,
     /// The process that connected.
     process: u32,
@@ -74,21 +91,28 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Connects, checks that the server holds the study's key, and proves that this client does.
+    /// Connects to server rank 0, checks that it holds the study's key, and proves that this client does.
     pub fn connect(config: ClientConfig, interrupt: Interrupt<'_>) -> Result<Self, ClientError> {
-        let at = Arc::new(Endpoint {
-            address: config.address.clone(),
-            simulation: config.simulation,
-            attempt: config.attempt,
-            rank: config.rank,
-            size: config.size,
-        });
+        let endpoint = |address: &str| {
+            Arc::new(Endpoint {
+                address: address.to_owned(),
+                simulation: config.simulation,
+                attempt: config.attempt,
+                rank: config.rank,
+                size: config.size,
+            })
+        };
+        let at = endpoint(&config.address);
         if config.rank >= config.size {
             return Err(ClientError::Rank { at });
         }
+        let endpoints: Vec<_> = config.addresses().map(endpoint).collect();
+        let first = handshake::connect(&config, &endpoints[0], interrupt, &mut Others::of(&mut []))?;
         Ok(Self {
-            connection: handshake::connect(&config, &at, interrupt)?,
+            connections: vec![first],
+            endpoints,
             at,
+            config,
             process: std::process::id(),
             fields: Vec::new(),
             joined: None,
@@ -129,10 +153,11 @@ impl Client {
         Ok(InitOutcome::New)
     }
 
-    /// Sends this rank's values of one field for its next time step; returns when the kernel has them.
+    /// Sends this rank's values of one field for its next time step, to the server rank that gets it; returns when the kernel
+    /// has them.
     ///
     /// Waits while the server does not read, that is while its training buffer is full. The first call waits for the
-    /// server's answer to the declarations, which comes when all ranks of this simulation have made theirs.
+    /// server ranks' answers to the declarations, which come when all ranks of this simulation have made theirs.
     pub fn send(
         &mut self,
         name: &str,
@@ -149,23 +174,30 @@ impl Client {
             }
         };
         let joined = self.joined.insert(joined);
-        let (place, payload_crc) = (joined.places[index], joined.payload_crc);
         let step = self.fields[index].steps;
-        let wanted = !joined.complete.iter().any(|&(first, last)| (first..=last).contains(&step));
+        let rank =
+            joined.distribution.rank_of(self.at.simulation, step, self.endpoints.len() as u32) as usize;
+        let (place, there) = (joined.places[index], &joined.ranks[rank]);
+        let payload_crc = there.payload_crc;
+        let wanted = !there.complete.iter().any(|&(first, last)| (first..=last).contains(&step));
         if !converts(values.dtype(), place.dtype) {
             return Err(self.wrong_dtype(name, place.dtype, values.dtype()));
         }
         let doing = Doing::Sending { field: name.into(), step };
-        let sent = self.connection.listen(&doing).and_then(|()| {
-            if wanted { self.send_data(place, step, payload_crc, values, &doing, interrupt) } else { Ok(()) }
+        let sent = listen_to_all(&mut self.connections, &doing).and_then(|()| {
+            if wanted {
+                self.send_data(rank, place, step, payload_crc, values, &doing, interrupt)
+            } else {
+                Ok(())
+            }
         });
         self.remember(sent)?;
         self.fields[index].steps += 1;
         Ok(())
     }
 
-    /// Says that every step was sent, and waits until the server has every one complete in memory, or has dropped it
-    /// for a reason: nothing that was sent can be lost after that.
+    /// Says to every server rank that every step was sent, and waits until they have every one complete in memory, or have
+    /// dropped it for a reason: nothing that was sent can be lost after that.
     pub fn finalize(&mut self, interrupt: Interrupt<'_>) -> Result<(), ClientError> {
         self.usable("melissa_finalize")?;
         let steps = self.fields.first().map_or(0, |field| field.steps);
@@ -173,21 +205,67 @@ impl Client {
             let counts = self.fields.iter().map(|field| (field.name.clone(), field.steps)).collect();
             return Err(ClientError::UnequalSteps { at: Arc::clone(&self.at), counts });
         }
+        let acknowledged = self.finalize_all(steps, interrupt);
+        self.remember(acknowledged)?;
+        self.finalized = true;
+        self.close();
+        Ok(())
+    }
+
+    /// First all are told, then all answers are waited for: each server rank waits for the other ranks of this solver, and
+    /// none for another server rank.
+    fn finalize_all(&mut self, steps: u64, interrupt: Interrupt<'_>) -> Result<(), ClientError> {
+        if self.joined.is_none() {
+            self.connect_all_without_steps(interrupt)?;
+        }
         let header = Header {
             simulation: self.at.simulation,
             client_rank: self.at.rank,
             time_step: steps,
             ..Header::control(Kind::Finalize, 0)
         };
+        let frame = header.encode();
         let mut wait = Wait::new(interrupt, None);
-        let acknowledged = self
-            .connection
-            .write(&mut [IoSlice::new(&header.encode())], &Doing::Finalizing, &mut wait)
-            .and_then(|()| self.connection.expect(Kind::FinalizeAck, &Doing::Finalizing, &mut wait));
-        self.remember(acknowledged)?;
-        self.finalized = true;
-        self.connection.close();
+        for rank in 0..self.connections.len() {
+            if let Some((connection, mut others)) = Others::beside(&mut self.connections, rank) {
+                connection.write(&mut [IoSlice::new(&frame)], &Doing::Finalizing, &mut wait, &mut others)?;
+                connection.set_finalized();
+            }
+        }
+        for rank in 0..self.connections.len() {
+            if let Some((connection, mut others)) = Others::beside(&mut self.connections, rank) {
+                connection.expect_acknowledgement(&mut wait, &mut others)?;
+            }
+        }
         Ok(())
+    }
+
+    /// A solver that sends nothing has connected to server rank 0 only; the others are told of its end as well.
+    fn connect_all_without_steps(&mut self, interrupt: Interrupt<'_>) -> Result<(), ClientError> {
+        while self.connections.len() < self.endpoints.len() {
+            match self.connect_next(interrupt) {
+                // Of a simulation for validation, which is rank 0's alone; without Join this client cannot know.
+                Err(ClientError::Refused { at, code, message }) if code == code::FINISHED => {
+                    log::debug!("{at}: no part in this simulation: {message}");
+                    return Ok(());
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects to the lowest server rank that is not connected yet.
+    fn connect_next(&mut self, interrupt: Interrupt<'_>) -> Result<(), ClientError> {
+        let at = &self.endpoints[self.connections.len()];
+        let connection =
+            handshake::connect(&self.config, at, interrupt, &mut Others::of(&mut self.connections))?;
+        self.connections.push(connection);
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.connections.iter().for_each(Connection::close);
     }
 
     /// Time steps of a field that were sent or skipped; `None` for a field that was never declared.
@@ -214,7 +292,7 @@ impl Client {
     fn remember<T>(&mut self, result: Result<T, ClientError>) -> Result<T, ClientError> {
         if let Err(error) = &result {
             self.failed = Some(error.clone());
-            self.connection.close();
+            self.close();
         }
         result
     }
@@ -249,7 +327,8 @@ impl Client {
         ClientError::WrongDtype { at: Arc::clone(&self.at), field: field.into(), wanted, got }
     }
 
-    /// Sends the declarations and takes the places that the server gives to the fields.
+    /// Sends the declarations and takes the places that the server gives to the fields; of one server rank after the other,
+    /// for the slots that each of them promises: were each asked in another order, simulations could wait for each other.
     fn join(&mut self, interrupt: Interrupt<'_>) -> Result<Joined, ClientError> {
         let fields: Vec<_> = self
             .fields
@@ -264,17 +343,99 @@ impl Client {
             let fields = self.fields.len();
             return Err(ClientError::TooManyFields { at: Arc::clone(&self.at), fields, bytes, limit });
         }
-        let mut wait = Wait::new(interrupt, None);
-        self.connection.write(&mut [IoSlice::new(&frame)], &Doing::Joining, &mut wait)?;
-        let welcome: Welcome = self.connection.expect_message(&Doing::Joining, &mut wait)?;
-        self.settle(welcome)
+        let first = self.join_rank(0, &frame, interrupt)?;
+        let (distribution, places) = self.settle(&first)?;
+        let mut ranks = vec![self.joined_rank(0, &first)];
+        let nb_ranks = if distribution == Distribution::First { 1 } else { self.endpoints.len() };
+        for rank in 1..nb_ranks {
+            self.connect_next(interrupt)?;
+            let welcome = self.join_rank(rank, &frame, interrupt)?;
+            self.check_same(rank, &first, &welcome)?;
+            ranks.push(self.joined_rank(rank, &welcome));
+        }
+        Ok(Joined { places, distribution, ranks })
     }
 
-    fn settle(&self, welcome: Welcome) -> Result<Joined, ClientError> {
-        if welcome.servers.len() != 1 {
-            return Err(ClientError::SeveralServers { at: Arc::clone(&self.at), servers: welcome.servers });
+    /// One server rank's answer to the declarations.
+    fn join_rank(
+        &mut self,
+        rank: usize,
+        frame: &[u8],
+        interrupt: Interrupt<'_>,
+    ) -> Result<Welcome, ClientError> {
+        let mut wait = Wait::new(interrupt, None);
+        let Some((connection, mut others)) = Others::beside(&mut self.connections, rank) else {
+            unreachable!("server rank {rank} is connected before it is joined")
+        };
+        connection.write(&mut [IoSlice::new(frame)], &Doing::Joining, &mut wait, &mut others)?;
+        connection.expect_message(&Doing::Joining, &mut wait, &mut others)
+    }
+
+    fn joined_rank(&self, rank: usize, welcome: &Welcome) -> JoinedRank {
+        if !welcome.complete.is_empty() {
+            log::info!(
+                "{}: the server has time steps of this simulation already, the last of them {}; they are skipped",
+                self.endpoints[rank],
+                welcome.complete.last().map_or(0, |&(_, last)| last)
+            );
+        }
+        JoinedRank { complete: welcome.complete.clone(), payload_crc: welcome.payload_crc }
+    }
+
+    /// Server ranks of one study give the same answer, but for what each has received.
+    fn check_same(&self, rank: usize, first: &Welcome, other: &Welcome) -> Result<(), ClientError> {
+        let place = |welcome: &Welcome, name: &str| -> Option<FieldLayout> {
+            welcome.fields.iter().find(|layout| layout.name == name).cloned()
+        };
+        let (address, at) = (&self.endpoints[0].address, Arc::clone(&self.endpoints[rank]));
+        let reason = if (&first.servers, &first.distribution) != (&other.servers, &other.distribution) {
+            format!(
+                "server rank {rank} names the server ranks {} (distribution \"{}\"), and rank 0, {address}, names {} \
+                 (distribution \"{}\")",
+                other.servers.join(", "),
+                other.distribution,
+                first.servers.join(", "),
+                first.distribution
+            )
+        } else if let Some(field) =
+            self.fields.iter().find(|field| place(first, &field.name) != place(other, &field.name))
+        {
+            let words = |welcome| {
+                place(welcome, &field.name).map_or("no place".to_owned(), |layout| {
+                    let FieldLayout { index, dtype, size, offset, .. } = layout;
+                    format!("index {index}, {size} elements of {dtype}, and offset {offset}")
+                })
+            };
+            format!(
+                "field \"{}\" has {} on server rank {rank}, and {} on rank 0, {address}",
+                field.name,
+                words(other),
+                words(first)
+            )
+        } else {
+            return Ok(());
+        };
+        Err(ClientError::ServerRanks { at, reason })
+    }
+
+    fn settle(&self, welcome: &Welcome) -> Result<(Distribution, Vec<Place>), ClientError> {
+        if welcome.servers.len() != self.endpoints.len() {
+            let reason = format!(
+                "MELISSA_SERVER_ADDRESS has {}, and the server has {}: {}",
+                counted(self.endpoints.len(), "address", "addresses"),
+                counted(welcome.servers.len(), "rank", "ranks"),
+                welcome.servers.join(", ")
+            );
+            return Err(ClientError::ServerRanks { at: Arc::clone(&self.at), reason });
         }
         let unfit = |reason| ClientError::Welcome { at: Arc::clone(&self.at), reason };
+        let Some(distribution) = Distribution::from_name(&welcome.distribution) else {
+            let known = Distribution::ALL.map(Distribution::name).join(", ");
+            return Err(unfit(format!(
+                "it deals out time steps by the rule \"{}\", and this client knows {known}",
+                welcome.distribution
+            )));
+        };
         let mut places = Vec::with_capacity(self.fields.len());
         for field in &self.fields {
             let name = &field.name;
@@ -295,21 +456,15 @@ impl Client {
             }
             places.push(Place { index: layout.index, dtype: layout.dtype, offset: layout.offset });
         }
-        if !welcome.complete.is_empty() {
-            let steps: u64 =
-                welcome.complete.iter().map(|&(first, last)| (last - first).saturating_add(1)).sum();
-            log::info!(
-                "{}: the server has {steps} time steps of this simulation already; they are skipped",
-                self.at
-            );
-        }
-        Ok(Joined { places, complete: welcome.complete, payload_crc: welcome.payload_crc })
+        Ok((distribution, places))
     }
 
     /// One data frame: header and body in one call of the system when the body needs no conversion, else the body
     /// piece by piece through the scratch.
+    #[expect(clippy::too_many_arguments, reason = "what makes up one frame, and how to wait")]
     fn send_data(
         &mut self,
+        rank: usize,
         place: Place,
         time_step: u64,
         payload_crc: bool,
@@ -318,6 +473,9 @@ impl Client {
         interrupt: Interrupt<'_>,
     ) -> Result<(), ClientError> {
         let mut wait = Wait::new(interrupt, None);
+        let Some((connection, mut others)) = Others::beside(&mut self.connections, rank) else {
+            unreachable!("every server rank that gets time steps is connected")
+        };
         let count = values.len() as u64;
         let mut header = Header {
             kind: Kind::Data,
@@ -339,7 +497,7 @@ impl Client {
             }
             let head = header.encode();
             let mut pieces = [IoSlice::new(&head), IoSlice::new(body)];
-            return self.connection.write(&mut pieces, doing, &mut wait);
+            return connection.write(&mut pieces, doing, &mut wait, &mut others);
         }
         self.scratch.resize(SCRATCH_BYTES, 0);
         if payload_crc {
@@ -357,7 +515,7 @@ impl Client {
         loop {
             let written = values.convert(place.dtype, start, &mut self.scratch);
             let mut pieces = [IoSlice::new(head), IoSlice::new(&self.scratch[..written])];
-            self.connection.write(&mut pieces, doing, &mut wait)?;
+            connection.write(&mut pieces, doing, &mut wait, &mut others)?;
             head = &[];
             start += written / place.dtype.size();
             if start >= values.len() {

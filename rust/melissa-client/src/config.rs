@@ -1,4 +1,4 @@
-//! Who a client is and where its server listens.
+//! Who a client is and where its server ranks listen.
 
 use melissa_core::wire::auth::StudyKey;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// One rank of one simulation, and the server that it belongs to.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// `host:port` of the server.
+    /// `host:port` of the server; of all server ranks, rank 0 first and commas between them, if there are several.
     pub address: String,
     pub key: StudyKey,
     /// Starts of this study's server, counted from 1: a server of another epoch refuses this client.
@@ -26,6 +26,11 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
+    /// The addresses of the server ranks, rank 0 first.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.address.split(',').map(str::trim)
+    }
+
     /// A serial solver's first attempt at simulation 0 in the first epoch: 60 s to connect, 120 s of silence.
     pub fn new(address: impl Into<String>, key: StudyKey) -> Self {
         Self {

@@ -1,8 +1,9 @@
-//! One connection: frames out, frames in, and neither direction ever waits without watching the other.
+//! One connection: frames out, frames in, and neither direction ever waits without watching the other, and the
+//! connections to the other server ranks.
 
 use crate::config::ClientConfig;
 use crate::error::{ClientError, Doing, Endpoint};
-use crate::os;
+use crate::os::{self, Entry};
 use crate::wait::{Interrupt, Over, Wait};
 use melissa_core::wire::handshake::{self, Message, Refused};
 use melissa_core::wire::header::{HEADER_SIZE, Header, HeaderError, Kind};
@@ -10,7 +11,8 @@ use melissa_core::wire::local;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,88 @@ pub struct Connection {
     header: Option<Header>,
     /// Both sides have proved the key. Before that nobody may tell the solver to stop.
     authenticated: bool,
+    /// `Finalize` is out: its answer may come at any time.
+    finalized: bool,
+    /// The answer has come: nothing more is wanted of the server.
+    acknowledged: bool,
+}
+
+/// The connections to other server ranks, which are listened to while one waits for one.
+pub struct Others<'a> {
+    before: &'a mut [Connection],
+    after: &'a mut [Connection],
+}
+
+impl<'a> Others<'a> {
+    /// Those beside a connection that is still to be made.
+    pub fn of(connections: &'a mut [Connection]) -> Self {
+        Self { before: connections, after: &mut [] }
+    }
+
+    /// The connection to a server rank, and those to the others.
+    pub fn beside(connections: &'a mut [Connection], rank: usize) -> Option<(&'a mut Connection, Self)> {
+        let (before, rest) = connections.split_at_mut_checked(rank)?;
+        let (connection, after) = rest.split_first_mut()?;
+        Some((connection, Self { before, after }))
+    }
+
+    /// All from which something may come.
+    fn watched(&mut self) -> impl Iterator<Item = &mut Connection> {
+        self.before.iter_mut().chain(self.after.iter_mut()).filter(|connection| !connection.acknowledged)
+    }
+
+    /// Waits until the descriptor is ready, and listens meanwhile.
+    ///
+    /// # Errors
+    /// What one of the other server ranks says; what the system says of the wait.
+    fn poll(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        for_writing: bool,
+        doing: &Doing,
+        timeout: Duration,
+    ) -> Result<io::Result<os::Ready>, ClientError> {
+        if self.before.is_empty() && self.after.is_empty() {
+            return Ok(os::poll(fd, for_writing, timeout));
+        }
+        let mut entries = vec![Entry::new(fd, for_writing)];
+        entries.extend(self.watched().map(|other| Entry::new(other.socket.as_fd(), false)));
+        let signal = match os::poll_all(&mut entries, timeout) {
+            Ok(signal) => signal,
+            Err(error) => return Ok(Err(error)),
+        };
+        for (other, entry) in self.watched().zip(&entries[1..]) {
+            if entry.readable() {
+                other.listen(doing)?;
+            }
+        }
+        Ok(Ok(os::Ready { readable: entries[0].readable(), writable: entries[0].writable(), signal }))
+    }
+
+    /// Why the study or this client ends, if one of the other server ranks has said it.
+    fn last_words(&mut self, doing: &Doing) -> Option<ClientError> {
+        self.watched().find_map(|other| match other.listen(doing) {
+            Err(said @ (ClientError::Refused { .. } | ClientError::Stopped { .. })) => Some(said),
+            _ => None,
+        })
+    }
+}
+
+/// Reads what is there on any of the connections without waiting.
+pub fn listen_to_all(connections: &mut [Connection], doing: &Doing) -> Result<(), ClientError> {
+    if let [only] = connections {
+        return only.listen(doing);
+    }
+    let mut entries: Vec<Entry> =
+        connections.iter().map(|connection| Entry::new(connection.socket.as_fd(), false)).collect();
+    let polled = os::poll_all(&mut entries, Duration::ZERO);
+    for (connection, entry) in connections.iter_mut().zip(&entries) {
+        // A wait that failed says nothing of any of them: each is read then.
+        if polled.is_err() || entry.readable() {
+            connection.listen(doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// What reading gave.
@@ -37,36 +121,38 @@ enum Received {
 }
 
 impl Connection {
-    /// Connects to the server's Unix socket on its own host, else to the first of its addresses that answers.
+    fn new(socket: Socket, at: &Arc<Endpoint>) -> Self {
+        Self {
+            socket,
+            at: Arc::clone(at),
+            incoming: Vec::new(),
+            header: None,
+            authenticated: false,
+            finalized: false,
+            acknowledged: false,
+        }
+    }
+
+    /// Connects to the Unix socket of the server rank on its own host, else to the first of its addresses that answers.
     pub fn open(
         config: &ClientConfig,
         at: &Arc<Endpoint>,
         deadline: Instant,
         interrupt: Interrupt<'_>,
+        others: &mut Others<'_>,
     ) -> Result<Self, ClientError> {
-        if let Some(socket) = config.local_socket.then(|| connect_here(config)).flatten() {
-            return Ok(Self {
-                socket,
-                at: Arc::clone(at),
-                incoming: Vec::new(),
-                header: None,
-                authenticated: false,
-            });
+        let local = || local::socket(&config.key, config.study_epoch, &at.address);
+        if let Some(socket) = config.local_socket.then(|| connect_here(&local())).flatten() {
+            return Ok(Self::new(socket, at));
         }
         let unresolved = |source| ClientError::Address { at: Arc::clone(at), source: Arc::new(source) };
-        let addresses = config.address.to_socket_addrs().map_err(unresolved)?;
+        let addresses = at.address.to_socket_addrs().map_err(unresolved)?;
         let mut wait = Wait::new(interrupt, Some(deadline));
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
-            match connect(address, &mut wait) {
+            match connect(address, &mut wait, others)? {
                 Ok(Ok(socket)) => {
-                    let connection = Self {
-                        socket,
-                        at: Arc::clone(at),
-                        incoming: Vec::new(),
-                        header: None,
-                        authenticated: false,
-                    };
+                    let connection = Self::new(socket, at);
                     return match connection.set_options(config.peer_silence) {
                         Ok(()) => Ok(connection),
                         Err(source) => Err(connection.lost(&Doing::Connecting, Some(source))),
@@ -102,35 +188,46 @@ impl Connection {
         self.authenticated = true;
     }
 
-    /// Writes all bytes of these pieces; ends early when the server says that it is over.
+    /// `Finalize` was written.
+    pub fn set_finalized(&mut self) {
+        self.finalized = true;
+    }
+
+    /// Writes all bytes of these pieces; ends early when a server rank says that it is over.
     pub fn write(
         &mut self,
         mut pieces: &mut [IoSlice<'_>],
         doing: &Doing,
         wait: &mut Wait<'_>,
+        others: &mut Others<'_>,
     ) -> Result<(), ClientError> {
         while !pieces.is_empty() {
             // MSG_NOSIGNAL: a C or Fortran solver would die of SIGPIPE.
             match self.socket.send_vectored_with_flags(pieces, libc::MSG_NOSIGNAL) {
                 Ok(written) => IoSlice::advance_slices(&mut pieces, written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let ready = self.poll(true, doing, wait)?;
+                    let ready = self.poll(true, doing, wait, others)?;
                     if ready.readable {
                         self.listen(doing)?;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => self.look(true, doing, wait)?,
-                Err(error) => return Err(self.last_words(doing, error)),
+                Err(error) => return Err(self.last_words(doing, error, others)),
             }
         }
         Ok(())
     }
 
-    /// Reads what is there without waiting: nothing but `Refused` and `Stop` may come while a client sends.
+    /// Reads what is there without waiting: nothing but `Refused` and `Stop` may come while a client sends, and the answer to
+    /// `Finalize` while another server rank's is waited for.
     pub fn listen(&mut self, doing: &Doing) -> Result<(), ClientError> {
         loop {
             let received = self.receive();
             if let Some((kind, _)) = self.take_frame(doing)? {
+                if kind == Kind::FinalizeAck && self.finalized {
+                    self.acknowledged = true;
+                    return Ok(());
+                }
                 return Err(self.unexpected(kind, "nothing but Refused or Stop", doing));
             }
             match received {
@@ -142,8 +239,27 @@ impl Connection {
         }
     }
 
+    /// Waits for the answer to `Finalize`, which may have come already.
+    pub fn expect_acknowledgement(
+        &mut self,
+        wait: &mut Wait<'_>,
+        others: &mut Others<'_>,
+    ) -> Result<(), ClientError> {
+        if !self.acknowledged {
+            self.expect(Kind::FinalizeAck, &Doing::Finalizing, wait, others)?;
+            self.acknowledged = true;
+        }
+        Ok(())
+    }
+
     /// Waits for the frame of this kind; its payload.
-    pub fn expect(&mut self, kind: Kind, doing: &Doing, wait: &mut Wait<'_>) -> Result<Vec<u8>, ClientError> {
+    fn expect(
+        &mut self,
+        kind: Kind,
+        doing: &Doing,
+        wait: &mut Wait<'_>,
+        others: &mut Others<'_>,
+    ) -> Result<Vec<u8>, ClientError> {
         loop {
             if let Some((came, payload)) = self.take_frame(doing)? {
                 if came == kind {
@@ -154,7 +270,7 @@ impl Connection {
             match self.receive() {
                 Ok(Received::Bytes) => {}
                 Ok(Received::Nothing) => {
-                    self.poll(false, doing, wait)?;
+                    self.poll(false, doing, wait, others)?;
                 }
                 Ok(Received::End) => return Err(self.lost(doing, None)),
                 Err(source) => return Err(self.lost(doing, Some(source))),
@@ -167,8 +283,9 @@ impl Connection {
         &mut self,
         doing: &Doing,
         wait: &mut Wait<'_>,
+        others: &mut Others<'_>,
     ) -> Result<T, ClientError> {
-        let payload = self.expect(T::KIND, doing, wait)?;
+        let payload = self.expect(T::KIND, doing, wait, others)?;
         handshake::parse(&payload).map_err(|source| self.bad_message(source))
     }
 
@@ -179,9 +296,16 @@ impl Connection {
         }
     }
 
-    /// One sleep until the socket is ready, with a look at interrupt, deadline and log.
-    fn poll(&self, for_writing: bool, doing: &Doing, wait: &mut Wait<'_>) -> Result<os::Ready, ClientError> {
-        let ready = os::poll(self.socket.as_fd(), for_writing, wait.slice())
+    /// One sleep until the socket is ready, with a look at interrupt, deadline and log, and at the other server ranks.
+    fn poll(
+        &self,
+        for_writing: bool,
+        doing: &Doing,
+        wait: &mut Wait<'_>,
+        others: &mut Others<'_>,
+    ) -> Result<os::Ready, ClientError> {
+        let ready = others
+            .poll(self.socket.as_fd(), for_writing, doing, wait.slice())?
             .map_err(|source| self.lost(doing, Some(source)))?;
         self.look(ready.signal, doing, wait)?;
         Ok(ready)
@@ -269,7 +393,7 @@ impl Connection {
 
     /// A server that refuses a client closes the connection after it: what it said is waiting to be read, and is the
     /// reason; the broken pipe is not.
-    fn last_words(&mut self, doing: &Doing, source: io::Error) -> ClientError {
+    fn last_words(&mut self, doing: &Doing, source: io::Error, others: &mut Others<'_>) -> ClientError {
         loop {
             let received = self.receive();
             match self.take_frame(doing) {
@@ -283,7 +407,8 @@ impl Connection {
                 break;
             }
         }
-        self.lost(doing, Some(source))
+        // A study that stops may end its ranks one after another: one of them has said so.
+        others.last_words(doing).unwrap_or_else(|| self.lost(doing, Some(source)))
     }
 
     fn lost(&self, doing: &Doing, source: Option<io::Error>) -> ClientError {
@@ -304,19 +429,25 @@ impl Connection {
 }
 
 /// The server's Unix socket, if it has one that this process can see and enter.
-fn connect_here(config: &ClientConfig) -> Option<Socket> {
-    let path = local::socket(&config.key, config.study_epoch, &config.address);
+fn connect_here(path: &Path) -> Option<Socket> {
     let connected = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
         socket.set_nonblocking(true)?;
         // It is there at once or not at all: the kernel waits for nobody but the row of those who connect to be shorter.
-        socket.connect(&SockAddr::unix(&path)?)?;
+        socket.connect(&SockAddr::unix(path)?)?;
         Ok(socket)
     });
     connected.inspect_err(|error| log::debug!("TCP is used, {} cannot be: {error}", path.display())).ok()
 }
 
 /// One attempt at one address.
-fn connect(address: SocketAddr, wait: &mut Wait<'_>) -> Result<io::Result<Socket>, Over> {
+///
+/// # Errors
+/// What another server rank says meanwhile.
+fn connect(
+    address: SocketAddr,
+    wait: &mut Wait<'_>,
+    others: &mut Others<'_>,
+) -> Result<Result<io::Result<Socket>, Over>, ClientError> {
     let started =
         Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
             socket.set_nonblocking(true)?;
@@ -327,21 +458,21 @@ fn connect(address: SocketAddr, wait: &mut Wait<'_>) -> Result<io::Result<Socket
         });
     let socket = match started {
         Ok(socket) => socket,
-        Err(error) => return Ok(Err(error)),
+        Err(error) => return Ok(Ok(Err(error))),
     };
     loop {
-        let ready = match os::poll(socket.as_fd(), true, wait.slice()) {
+        let ready = match others.poll(socket.as_fd(), true, &Doing::Connecting, wait.slice())? {
             Ok(ready) => ready,
-            Err(error) => return Ok(Err(error)),
+            Err(error) => return Ok(Ok(Err(error))),
         };
         if ready.writable {
-            return Ok(match SockRef::from(&socket).take_error() {
+            return Ok(Ok(match SockRef::from(&socket).take_error() {
                 Ok(None) => Ok(socket),
                 Ok(Some(error)) | Err(error) => Err(error),
-            });
+            }));
         }
         if let Some(over) = wait.over(ready.signal) {
-            return Err(over);
+            return Ok(Err(over));
         }
     }
 }
@@ -388,7 +519,8 @@ mod tests {
         let at = Endpoint { address: address.clone(), simulation: 0, attempt: 1, rank: 0, size: 1 };
         let config = ClientConfig::new(address, StudyKey::from_bytes(&[1; 32]).unwrap());
         let deadline = Instant::now() + Duration::from_secs(20);
-        let connection = Connection::open(&config, &Arc::new(at), deadline, None).unwrap();
+        let none = &mut Others::of(&mut []);
+        let connection = Connection::open(&config, &Arc::new(at), deadline, None, none).unwrap();
         (connection, listener.accept().unwrap().0)
     }
 
@@ -397,7 +529,8 @@ mod tests {
         let bytes = [0; 1000];
         loop {
             let mut wait = Wait::new(None, None);
-            let written = connection.write(&mut [IoSlice::new(&bytes)], &Doing::Finalizing, &mut wait);
+            let none = &mut Others::of(&mut []);
+            let written = connection.write(&mut [IoSlice::new(&bytes)], &Doing::Finalizing, &mut wait, none);
             if let Err(error) = written {
                 return error;
             }
@@ -408,7 +541,8 @@ mod tests {
     fn a_write_that_fails_reports_the_refusal_that_came_before_the_reset() {
         let (mut connection, mut server) = pair();
         let mut wait = Wait::new(None, None);
-        connection.write(&mut [IoSlice::new(b"unread")], &Doing::Finalizing, &mut wait).unwrap();
+        let none = &mut Others::of(&mut []);
+        connection.write(&mut [IoSlice::new(b"unread")], &Doing::Finalizing, &mut wait, none).unwrap();
         let refused = Refused { code: code::STEP.into(), message: "step 3 came twice".into() };
         server.write_all(&encode_frame(Kind::Refused, &refused)).unwrap();
         drop(server);

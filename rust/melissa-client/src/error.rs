@@ -62,7 +62,7 @@ impl fmt::Display for Doing {
 pub enum ClientError {
     #[error(
         "{at}: the address of the server cannot be resolved ({source}). Expected host:port in MELISSA_SERVER_ADDRESS, \
-         with a host name that this machine knows"
+         for each server rank one with commas between them, with host names that this machine knows"
     )]
     Address { at: Arc<Endpoint>, source: Arc<io::Error> },
     #[error(
@@ -119,10 +119,9 @@ pub enum ClientError {
     )]
     Welcome { at: Arc<Endpoint>, reason: String },
     #[error(
-        "{at}: this client speaks to one server rank, and the study has {}: {}. Start the server with one rank",
-        .servers.len(), .servers.join(", ")
+        "{at}: {reason}. Start the client by the launcher, which hands it the addresses of all server ranks of one study"
     )]
-    SeveralServers { at: Arc<Endpoint>, servers: Vec<String> },
+    ServerRanks { at: Arc<Endpoint>, reason: String },
     #[error("{at}: {source}")]
     Nonce { at: Arc<Endpoint>, source: NonceError },
     #[error(

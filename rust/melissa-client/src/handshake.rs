@@ -1,7 +1,7 @@
 //! From `Hello` to `Accepted`: the server proves the study key first, then the client.
 
 use crate::config::ClientConfig;
-use crate::connection::Connection;
+use crate::connection::{Connection, Others};
 use crate::error::{ClientError, Doing, Endpoint};
 use crate::os;
 use crate::wait::{Interrupt, Over, Wait};
@@ -17,17 +17,18 @@ use std::time::{Duration, Instant};
 const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// A connection on which both sides have proved the key. A server that is busy with other handshakes is asked again
-/// until the time is over.
+/// until the time is over. The other server ranks are listened to meanwhile.
 pub fn connect(
     config: &ClientConfig,
     at: &Arc<Endpoint>,
     interrupt: Interrupt<'_>,
+    others: &mut Others<'_>,
 ) -> Result<Connection, ClientError> {
     let deadline = Instant::now() + config.timeout;
     let mut pause = BUSY_PAUSE.0;
     loop {
-        let mut connection = Connection::open(config, at, deadline, interrupt)?;
-        match greet(&mut connection, config, at, deadline, interrupt) {
+        let mut connection = Connection::open(config, at, deadline, interrupt, others)?;
+        match greet(&mut connection, config, at, deadline, interrupt, others) {
             Ok(()) => return Ok(connection),
             Err(ClientError::Refused { code, message, .. })
                 if code == code::BUSY && Instant::now() + pause < deadline =>
@@ -48,6 +49,7 @@ fn greet(
     at: &Arc<Endpoint>,
     deadline: Instant,
     interrupt: Interrupt<'_>,
+    others: &mut Others<'_>,
 ) -> Result<(), ClientError> {
     let client_nonce = auth::nonce().map_err(|source| ClientError::Nonce { at: Arc::clone(at), source })?;
     let mut wait = Wait::new(interrupt, Some(deadline));
@@ -65,8 +67,8 @@ fn greet(
         pid: std::process::id(),
     };
     let doing = Doing::Greeting(Kind::Challenge);
-    connection.write(&mut [IoSlice::new(&encode_frame(Kind::Hello, &hello))], &doing, &mut wait)?;
-    let challenge: Challenge = connection.expect_message(&doing, &mut wait)?;
+    connection.write(&mut [IoSlice::new(&encode_frame(Kind::Hello, &hello))], &doing, &mut wait, others)?;
+    let challenge: Challenge = connection.expect_message(&doing, &mut wait, others)?;
     if challenge.protocol != PROTOCOL {
         return Err(ClientError::Protocol {
             at: Arc::clone(at),
@@ -90,8 +92,8 @@ fn greet(
     }
     let proof = Proof { proof: auth::prove(&config.key, Side::Client, &transcript) };
     let doing = Doing::Greeting(Kind::Accepted);
-    connection.write(&mut [IoSlice::new(&encode_frame(Kind::Proof, &proof))], &doing, &mut wait)?;
-    connection.expect_message::<Accepted>(&doing, &mut wait)?;
+    connection.write(&mut [IoSlice::new(&encode_frame(Kind::Proof, &proof))], &doing, &mut wait, others)?;
+    connection.expect_message::<Accepted>(&doing, &mut wait, others)?;
     connection.set_authenticated();
     log::debug!("{at}: accepted by {}", challenge.software);
     Ok(())

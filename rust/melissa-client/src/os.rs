@@ -16,25 +16,46 @@ pub struct Ready {
 
 /// Waits until the descriptor can be read (or written, when asked), or a signal, or the timeout.
 pub fn poll(fd: BorrowedFd<'_>, for_writing: bool, timeout: Duration) -> io::Result<Ready> {
-    let events = libc::POLLIN | if for_writing { libc::POLLOUT } else { 0 };
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut entries = [Entry::new(fd, for_writing)];
+    let signal = poll_all(&mut entries, timeout)?;
+    Ok(Ready { readable: entries[0].readable(), writable: entries[0].writable(), signal })
+}
+
+/// A descriptor that is waited for, and what was seen of it.
+#[repr(transparent)]
+pub struct Entry(libc::pollfd);
+
+impl Entry {
+    pub fn new(fd: BorrowedFd<'_>, for_writing: bool) -> Self {
+        let events = libc::POLLIN | if for_writing { libc::POLLOUT } else { 0 };
+        Self(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 })
+    }
+
+    /// Bytes, the end of the stream or an error wait to be read.
+    pub const fn readable(&self) -> bool {
+        self.0.revents & (libc::POLLIN | FAILED) != 0
+    }
+
+    pub const fn writable(&self) -> bool {
+        self.0.revents & (libc::POLLOUT | FAILED) != 0
+    }
+}
+
+/// What reading or writing tells more of.
+const FAILED: libc::c_short = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
+
+/// Waits until one of the descriptors is ready, or a signal (then true), or the timeout.
+pub fn poll_all(entries: &mut [Entry], timeout: Duration) -> io::Result<bool> {
     // Rounded up: a wait of less than a millisecond would spin.
     let milliseconds = libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX);
-    // SAFETY: `entry` is one initialised pollfd that lives over the call, and the count says one.
-    let count = unsafe { libc::poll(&raw mut entry, 1, milliseconds) };
-    if count < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() == io::ErrorKind::Interrupted {
-            return Ok(Ready { signal: true, ..Ready::default() });
-        }
-        return Err(error);
+    // SAFETY: an `Entry` is a pollfd, and the pointer and the count are those of one slice that lives over the call.
+    let count =
+        unsafe { libc::poll(entries.as_mut_ptr().cast(), entries.len() as libc::nfds_t, milliseconds) };
+    if count >= 0 {
+        return Ok(false);
     }
-    let failed = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
-    Ok(Ready {
-        readable: entry.revents & (libc::POLLIN | failed) != 0,
-        writable: entry.revents & (libc::POLLOUT | failed) != 0,
-        signal: false,
-    })
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(true) } else { Err(error) }
 }
 
 /// The name of this machine, for the server's log.

@@ -354,7 +354,10 @@ fn a_welcome_that_does_not_fit_is_told_with_what_does_not() {
     let error = error_of_a_welcome(|welcome| welcome.fields[0].dtype = Dtype::I32);
     assert!(matches!(error, ClientError::WrongDtype { wanted: Dtype::I32, got: Dtype::F64, .. }), "{error}");
     let error = error_of_a_welcome(|welcome| welcome.servers.push("node-2:4001".into()));
-    assert!(error.to_string().contains("speaks to one server rank, and the study has 2"), "{error}");
+    let text = "MELISSA_SERVER_ADDRESS has 1 address, and the server has 2 ranks: 127.0.0.1:1, node-2:4001";
+    assert!(error.to_string().contains(text), "{error}");
+    let error = error_of_a_welcome(|welcome| welcome.distribution = "dice".into());
+    assert!(error.to_string().contains("by the rule \"dice\", and this client knows round_robin"), "{error}");
 }
 
 #[test]

@@ -3,5 +3,6 @@
 
 mod failing;
 mod local;
+mod ranks;
 mod sending;
 mod server;
