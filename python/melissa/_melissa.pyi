@@ -313,8 +313,9 @@ class CheckpointFile:
 class Client:
     """One rank of one simulation, connected to the server; its calls block as a solver's do.
 
-    ``address`` is the server's host:port, ``key`` the bytes of the study key. Connecting proves the key
-    on both sides, within ``timeout`` seconds.
+    ``address`` is the server's host:port, or those of all its ranks, rank 0 first and commas between them;
+    the constructor connects to rank 0, the first send to the others. ``key`` is the bytes of the study key.
+    Connecting proves the key on both sides, within ``timeout`` seconds for each rank.
 
     Raises:
         ServerLostError: nobody listens there, or the connection was lost.
@@ -410,6 +411,15 @@ class Receiver:
     on; ``simulations`` has (id, highest attempt, draw, status) of each that was asked for, those that are
     "finished" or "dropped" final.
 
+    Of a server of ``nb_ranks`` ranks each has a receiver of its own. ``distribution`` says which time steps it
+    gets: with "round_robin" step t of simulation s goes to rank (t + s) mod ``nb_ranks``, with "simulation"
+    all steps of s go to rank s mod ``nb_ranks``. ``validation`` further simulations, with the ids ``planned``
+    and up, are for validation: rank 0 alone receives them, and `take_validation` gives what came of them.
+
+    With several ranks, `set_servers` is called before the first `register`, and a simulation that is
+    "finished" is final when `confirm` says that it is so on all ranks; until then `register` of a higher
+    attempt opens it again. With one rank neither is needed.
+
     Raises:
         UnsupportedConfiguration, ValueError: a setting that makes no sense.
         OSError: the host cannot be listened at.
@@ -430,6 +440,8 @@ class Receiver:
         advertise: str | None = None,
         rank: int = 0,
         nb_ranks: int = 1,
+        distribution: str = "round_robin",
+        validation: int = 0,
         simulation_timeout: float | None = ...,
         receive_buffer_size: int = 262144,
         restored: CheckpointFile | None = None,
@@ -440,8 +452,20 @@ class Receiver:
         """host:port for clients."""
     @property
     def reception_over(self) -> bool: ...
+    def set_servers(self, addresses: Sequence[str]) -> None:
+        """Say which addresses all server ranks have, rank 0 first: clients are told, and compare.
+
+        Raises:
+            UnsupportedConfiguration: too many, too few, or that of this rank is not its own."""
     def register(self, simulation_id: int, attempt: int, draw: int, parameters: Sequence[float]) -> None:
-        """Announce an attempt (from 1) at a simulation and its parameters, before its job is submitted."""
+        """Announce an attempt (from 1) at a simulation and its parameters, before its job is submitted.
+
+        Nothing happens for a simulation for validation on a rank other than 0."""
+    def confirm(self, simulation_id: int) -> None:
+        """The simulation is finished on every server rank, and final by that. Again it does nothing.
+
+        Raises:
+            ValueError: it is unknown, or not finished on this rank."""
     def finish(self, simulation_id: int, reason: str) -> None:
         """Give a simulation up for good: "client_failed" or "stopped_early"."""
     def abandon_attempt(self, simulation_id: int) -> None:
@@ -451,18 +475,23 @@ class Receiver:
 
         Raises:
             ReceptionError: reception failed as a whole."""
+    def take_validation(self) -> list[Sample]:
+        """Complete samples of simulations for validation since the last call, each a copy with memory of its
+        own."""
     def mark_trained(self, what: Batch | Sequence[Sample]) -> None:
         """Note in the ledger that a training step on these samples has returned."""
     def counters(self) -> dict[str, Any]:
-        """Figures: samples_received, bytes_received, bytes_discarded, connections, handshakes_pending,
-        connections_accepted, connections_refused, duplicates_refused, room_wait_s, samples_waiting,
-        expected_samples (-1: not known yet), simulations_finished, simulations_dropped."""
+        """Figures: samples_received, validation_received, bytes_received, bytes_discarded, connections,
+        handshakes_pending, connections_accepted, connections_refused, duplicates_refused, room_wait_s,
+        samples_waiting, expected_samples (-1: not known yet), simulations_finished, simulations_dropped.
+        Samples and simulations for validation count in validation_received and nowhere else."""
     def stop(self) -> None:
         """Stop early: clients are told to stop, and what they still send is discarded and counted."""
     def ledger(self, final_reason: str | None = None) -> dict[str, int]:
         """The sums: declared, complete, trained, dropped_client_failed, dropped_stopped_early,
-        dropped_untrained, duplicates_refused. ``final_reason`` ("untrained" or "stopped_early") closes
-        the ledger: steps whose end is open are dropped for that reason."""
+        dropped_untrained, duplicates_refused; and validation_received, which is none of them.
+        ``final_reason`` ("untrained" or "stopped_early") closes the ledger: steps whose end is open are
+        dropped for that reason."""
     def refusals(self) -> list[str]:
         """Texts of what was refused since the last call."""
     def close(self) -> None:

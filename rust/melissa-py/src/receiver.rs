@@ -12,6 +12,7 @@ use melissa_core::session::{
     Status,
 };
 use melissa_core::wire::auth::StudyKey;
+use melissa_core::wire::distribution::Distribution;
 use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -129,8 +130,8 @@ impl PyReceiver {
     #[new]
     #[pyo3(signature = (
         buffer, *, key, study_epoch, field_names, nb_parameters, nb_time_steps, planned, data_type="float32",
-        host="127.0.0.1", advertise=None, rank=0, nb_ranks=1, simulation_timeout=Some(400.0),
-        receive_buffer_size=262_144, restored=None, simulations=Vec::new()
+        host="127.0.0.1", advertise=None, rank=0, nb_ranks=1, distribution="round_robin", validation=0,
+        simulation_timeout=Some(400.0), receive_buffer_size=262_144, restored=None, simulations=Vec::new()
     ))]
     #[expect(clippy::too_many_arguments, reason = "the keywords of the Python constructor")]
     fn new(
@@ -147,6 +148,8 @@ impl PyReceiver {
         advertise: Option<String>,
         rank: u32,
         nb_ranks: u32,
+        distribution: &str,
+        validation: u32,
         simulation_timeout: Option<f64>,
         receive_buffer_size: usize,
         restored: Option<&PyCheckpointFile>,
@@ -157,6 +160,13 @@ impl PyReceiver {
             PyValueError::new_err(format!(
                 "data_type \"{data_type}\" is not one of {}",
                 DataType::ALL.map(DataType::name).join(", ")
+            ))
+        })?;
+        let distribution = Distribution::from_name(distribution).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "distribution \"{distribution}\" is neither {} nor {}",
+                Distribution::RoundRobin,
+                Distribution::Simulation
             ))
         })?;
         let simulation_timeout = simulation_timeout
@@ -175,6 +185,8 @@ impl PyReceiver {
             advertise,
             rank,
             nb_ranks,
+            distribution,
+            validation,
             simulation_timeout,
             receive_buffer_size,
             ..SessionConfig::new(key, study_epoch, field_names, nb_parameters, planned)
@@ -202,6 +214,11 @@ impl PyReceiver {
         self.session.reception_over()
     }
 
+    fn set_servers(&self, py: Python<'_>, addresses: Vec<String>) -> PyResult<()> {
+        let session = self.session(py)?;
+        py.detach(|| session.set_servers(addresses)).map_err(|error| session_error(py, &error))
+    }
+
     fn register(
         &self,
         py: Python<'_>,
@@ -213,6 +230,11 @@ impl PyReceiver {
         let session = self.session(py)?;
         py.detach(|| session.register(simulation_id, attempt, draw, parameters))
             .map_err(|error| session_error(py, &error))
+    }
+
+    fn confirm(&self, py: Python<'_>, simulation_id: u32) -> PyResult<()> {
+        let session = self.session(py)?;
+        py.detach(|| session.confirm(simulation_id)).map_err(|error| session_error(py, &error))
     }
 
     fn finish(&self, py: Python<'_>, simulation_id: u32, reason: &str) -> PyResult<()> {
@@ -236,6 +258,11 @@ impl PyReceiver {
             }
             py.check_signals()?;
         }
+    }
+
+    fn take_validation(&self, py: Python<'_>) -> PyResult<Vec<PySample>> {
+        let session = self.session(py)?;
+        Ok(session.take_validation().into_iter().map(PySample).collect())
     }
 
     fn mark_trained(&self, py: Python<'_>, what: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -265,6 +292,7 @@ impl PyReceiver {
         let counters = py.detach(|| session.counters());
         let out = PyDict::new(py);
         out.set_item("samples_received", counters.samples_received)?;
+        out.set_item("validation_received", counters.validation_received)?;
         out.set_item("bytes_received", counters.bytes_received)?;
         out.set_item("bytes_discarded", counters.bytes_discarded)?;
         out.set_item("connections", counters.connections)?;
@@ -292,11 +320,16 @@ impl PyReceiver {
     fn ledger<'py>(&self, py: Python<'py>, final_reason: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
         let session = self.session(py)?;
         let reason = final_reason.map(reason).transpose()?;
-        let ledger = py.detach(|| match reason {
-            Some(reason) => session.close_ledger(reason),
-            None => session.ledger_sums(),
+        let (ledger, validation_received) = py.detach(|| {
+            let ledger = match reason {
+                Some(reason) => session.close_ledger(reason),
+                None => session.ledger_sums(),
+            };
+            (ledger, session.validation_received())
         });
-        sums(py, &ledger)
+        let out = sums(py, &ledger)?;
+        out.set_item("validation_received", validation_received)?;
+        Ok(out)
     }
 
     fn refusals(&self, py: Python<'_>) -> PyResult<Vec<String>> {
