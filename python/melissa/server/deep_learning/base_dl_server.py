@@ -578,9 +578,11 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             reception_over=self.__signal_end_of_reception,
             tick=self._on_control_tick,
         )
-        # A rank obeys before rank 0, which has all addresses then, can ask for a client.
-        obey_rank_zero(self, self._receiver, listeners)
         addresses = self.comm.allgather(self._receiver.address)
+        self._receiver.set_servers(addresses)
+        # Every rank obeys before rank 0 can ask for a client.
+        obey_rank_zero(self, self._receiver, listeners)
+        self.comm.barrier()
         if self.rank == 0:
             self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
             self._ensemble = start_ensemble(self, self._receiver, listeners)

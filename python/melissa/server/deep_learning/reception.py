@@ -46,6 +46,7 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
         advertise=environment.own_host,
         rank=server.rank,
         nb_ranks=server.comm_size,
+        distribution=server.dl_config["distribution"],
         simulation_timeout=server.study_options["simulation_timeout"],
         restored=None if server._restored is None else server._restored.file,
         simulations=[] if server._restored is None else server._restored.for_receiver(),
