@@ -101,3 +101,20 @@ def test_in_an_allocation_a_study_runs_as_steps_of_it(study):
     run_in_allocation(study, 3)
     study.expect_ledger(4 * 5)
     assert "the server's job is running, process " in study.launcher_log
+
+
+TWO_RANKS = {"launcher_config.scheduler_arg_server": ["--ntasks=2"]}
+
+
+def test_a_server_of_two_ranks_is_one_batch_job(study):
+    study.configure(TWO_RANKS)
+    study.succeed()
+    study.expect_ledger(4 * 5)
+    assert [rank["ledger"]["trained"] for rank in study.report["ranks"]] == [10, 10]
+
+
+def test_in_an_allocation_a_server_of_two_ranks_is_one_step(study):
+    study.configure(TWO_RANKS)
+    run_in_allocation(study, 4)
+    study.expect_ledger(4 * 5)
+    assert len(study.report["ranks"]) == 2
