@@ -60,3 +60,19 @@ def test_a_client_that_fails_ends_the_study_in_small_with_its_last_words(study):
     assert result.returncode == 1
     assert "no mesh" in result.stderr
     assert "whole study" not in result.stdout
+
+
+def test_a_server_of_two_ranks_is_tried_with_both(study, monkeypatch):
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    study.configure(
+        {
+            "launcher_config.scheduler": "openmpi",
+            "launcher_config.scheduler_arg_server": ["--oversubscribe", "-n", "2"],
+            "dl_config.batch_size": 1,
+        }
+    )
+    result = fast_dev_run(study)
+    assert result.returncode == 0, result.stderr + study.logs()
+    assert [rank["batches"] for rank in study.report["ranks"]] == [2, 2]
+    assert "whole study" in result.stdout
