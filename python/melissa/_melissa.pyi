@@ -411,7 +411,7 @@ class Receiver:
     on; ``simulations`` has (id, highest attempt, draw, status) of each that was asked for, those that are
     "finished" or "dropped" final.
 
-    Of a server of ``nb_ranks`` ranks each has a receiver of its own. ``distribution`` says which time steps it
+    Each rank of a server of ``nb_ranks`` has a receiver of its own. ``distribution`` says which time steps it
     gets: with "round_robin" step t of simulation s goes to rank (t + s) mod ``nb_ranks``, with "simulation"
     all steps of s go to rank s mod ``nb_ranks``. ``validation`` further simulations, with the ids ``planned``
     and up, are for validation: rank 0 alone receives them, and `take_validation` gives what came of them.

@@ -4,5 +4,6 @@
 mod failing;
 mod local;
 mod ranks;
+mod ranks_by_hand;
 mod sending;
 mod server;

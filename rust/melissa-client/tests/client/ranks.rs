@@ -92,6 +92,10 @@ impl Server {
         for rank in 0..self.ranks.len() {
             self.wait(rank, simulation, Status::Finished);
         }
+        self.confirm_on_all(simulation);
+    }
+
+    fn confirm_on_all(&self, simulation: u32) {
         for session in self.sessions() {
             session.confirm(simulation).unwrap();
         }
@@ -131,6 +135,13 @@ fn connect(
     let mut client = Client::connect(config, None)?;
     client.init("u", ELEMENTS / size as usize, Dtype::F64)?;
     Ok(client)
+}
+
+fn connect_with_field(address: &str, simulation: u32, elements: usize) -> Client {
+    let config = ClientConfig { simulation, attempt: 1, rank: 0, size: 1, ..config(address) };
+    let mut client = Client::connect(config, None).unwrap();
+    client.init("u", elements, Dtype::F64).unwrap();
+    client
 }
 
 /// Values that no other element has.
@@ -208,4 +219,249 @@ fn the_time_steps_of_clients_of_several_ranks_go_to_the_server_ranks_by_turns() 
             server.sessions().all(|session| session.reception_over() && session.refusals().texts.is_empty())
         );
     }
+}
+
+#[test]
+fn a_client_that_dies_after_one_rank_has_acknowledged_it_runs_again_and_nothing_is_lost_or_comes_twice() {
+    let server = Server::start(2, 1, fifo(100, 2), |_| {});
+    server.register(0, 1);
+    // Two ranks, by hand: on server rank 0 both are acknowledged, on rank 1 a step is missing when they die.
+    let mut ranks: Vec<Client> =
+        (0..2).map(|rank| connect(&server.address(), 0, 1, rank, 2).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for (client, rank) in ranks.iter_mut().zip(0..) {
+            scope.spawn(move || (0..3).for_each(|_| send(client, 0, rank, 2).unwrap()));
+        }
+    });
+    drop(ranks);
+    server.wait(0, 0, Status::Disconnected);
+    server.wait(1, 0, Status::Disconnected);
+    server.register(0, 2);
+    // The steps 0, 1, 2 are there; a solver that has three of them finalizes, and dies before server rank 1 hears of it.
+    let mut wire = crate::ranks_by_hand::Rank::join(&server.address(), 0, 2);
+    wire.finalize(0, 3);
+    server.wait(0, 0, Status::Finished);
+    drop(wire);
+    server.wait(1, 0, Status::Disconnected);
+    assert!(
+        server.ranks[1].0.confirm(0).unwrap_err().to_string().contains("is disconnected on server rank 1")
+    );
+    server.register(0, 3);
+    assert_eq!(server.wait(0, 0, Status::Planned).steps_complete, 2);
+    join(run(&server, 0, 3, 1, 5));
+    server.confirm(0);
+    assert_eq!(steps_of(&server.drain(0), 0), [0, 2, 4]);
+    assert_eq!(steps_of(&server.drain(1), 0), [1, 3]);
+    for (sums, own) in server.close().iter().zip([3, 2]) {
+        assert_eq!((sums.declared, sums.trained, sums.dropped(), sums.duplicates_refused), (own, own, 0, 0));
+    }
+}
+
+#[test]
+fn a_finished_simulation_keeps_reception_open_until_it_is_confirmed() {
+    let server = Server::start(2, 1, fifo(10, 2), |_| {});
+    server.register(0, 1);
+    join(run(&server, 0, 1, 1, 4));
+    let sessions: Vec<&Session> = server.sessions().collect();
+    for session in &sessions {
+        assert!(!session.reception_over());
+        assert_eq!(session.counters().simulations_finished, 0);
+        session.confirm(0).unwrap();
+        session.confirm(0).unwrap();
+        assert!(session.reception_over());
+        let error = session.register(0, 2, 0, vec![0.0]).unwrap_err().to_string();
+        assert!(error.contains("it is finished already"), "{error}");
+    }
+}
+
+#[test]
+fn a_stop_of_one_rank_is_noticed_while_a_client_waits_for_another_one_that_is_full() {
+    let server = Server::start(2, 1, fifo(1, 1), |config| config.data_type = DataType::F64);
+    server.register(0, 1);
+    let address = server.address();
+    let solver = std::thread::spawn(move || {
+        let mut client = connect_with_field(&address, 0, 200_000);
+        let values = vec![1.0; 200_000];
+        loop {
+            if let Err(error) = client.send("u", Values::F64(&values), None) {
+                return error;
+            }
+        }
+    });
+    // Rank 1 is read on and on, and rank 0 not at all.
+    let (session, buffer) = &server.ranks[1];
+    let mut taken = 0;
+    while let Ok(sample) = buffer.get(Some(Instant::now() + Duration::from_millis(500))) {
+        drop(sample);
+        taken += 1;
+    }
+    assert!(taken > 0 && !solver.is_finished(), "{taken}");
+    let start = Instant::now();
+    session.stop().unwrap();
+    let error = solver.join().unwrap();
+    assert!(matches!(error, ClientError::Stopped { .. }), "{error}");
+    assert!(error.to_string().contains(session.address()), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_rank_that_joins_late_is_no_reason_to_miss_the_refusal_of_another() {
+    let server = Server::start(2, 1, fifo(10, 2), |_| {});
+    server.register(0, 1);
+    // Rank 1 of the client never comes to server rank 1: rank 0 waits there for the Welcome.
+    let mut absent = crate::ranks_by_hand::Rank::of(&server.address(), 0, 1, 1, 2);
+    let address = server.address();
+    let solver = std::thread::spawn(move || {
+        let mut client = connect(&address, 0, 1, 0, 2).unwrap();
+        send(&mut client, 0, 0, 2).unwrap_err()
+    });
+    absent.join_one(0, "u", ELEMENTS as u64 / 2);
+    server.wait(0, 0, Status::Running);
+    server.wait(1, 0, Status::Connected);
+    server.ranks[0].0.abandon_attempt(0).unwrap();
+    let error = solver.join().unwrap();
+    assert!(matches!(&error, ClientError::Refused { code, .. } if code == "attempt"), "{error}");
+    assert!(error.to_string().contains(server.ranks[0].0.address()), "{error}");
+}
+
+#[test]
+fn all_steps_of_a_simulation_go_to_one_rank_when_the_study_says_so() {
+    let server = Server::start(2, 3, fifo(100, 1), |config| {
+        config.distribution = Distribution::Simulation;
+        config.nb_time_steps = Some(4);
+    });
+    assert_eq!(server.ranks[0].0.expected_samples(), Some(8));
+    assert_eq!(server.ranks[1].0.expected_samples(), Some(4));
+    let mut clients = Vec::new();
+    for (simulation, size) in [(0, 2), (1, 3), (2, 1)] {
+        server.register(simulation, 1);
+        clients.extend(run(&server, simulation, 1, size, 4));
+    }
+    join(clients);
+    (0..3).for_each(|simulation| server.confirm(simulation));
+    let (first, second) = (server.drain(0), server.drain(1));
+    assert_eq!((first.len(), second.len()), (8, 4));
+    assert!(first.iter().all(|key| key.simulation != 1) && second.iter().all(|key| key.simulation == 1));
+    for state in (0..3).flat_map(|simulation| {
+        [server.wait(0, simulation, Status::Finished), server.wait(1, simulation, Status::Finished)]
+    }) {
+        assert_eq!(state.error, "", "{state:?}");
+    }
+}
+
+#[test]
+fn a_simulation_of_fewer_steps_than_server_ranks_or_none_finishes_on_all_of_them() {
+    let server = Server::start(3, 2, fifo(10, 1), |_| {});
+    for (simulation, steps) in [(0, 1), (1, 0)] {
+        server.register(simulation, 1);
+        join(run(&server, simulation, 1, 2, steps));
+        server.confirm(simulation);
+    }
+    assert_eq!((0..3).map(|rank| server.drain(rank).len()).collect::<Vec<_>>(), [1, 0, 0]);
+    assert!(server.sessions().all(|session| session.refusals().texts.is_empty()));
+}
+
+#[test]
+fn a_step_of_another_rank_is_refused_with_where_it_belongs() {
+    let server = Server::start(2, 1, fifo(10, 1), |_| {});
+    server.register(0, 1);
+    let addresses: Vec<String> = server.sessions().map(|session| session.address().to_owned()).collect();
+    // The list in the wrong order: step 0 of simulation 0 comes to rank 1.
+    let mut client = connect(&format!("{},{}", addresses[1], addresses[0]), 0, 1, 0, 1).unwrap();
+    let error = loop {
+        if let Err(error) = send(&mut client, 0, 0, 1) {
+            break error;
+        }
+    };
+    let text = error.to_string();
+    assert!(matches!(&error, ClientError::Refused { code, .. } if code == "step"), "{text}");
+    assert!(
+        text.contains("belongs to server rank 0, and this is server rank 1 of 2")
+            || text.contains("belongs to server rank 1, and this is server rank 0 of 2"),
+        "{text}"
+    );
+}
+
+#[test]
+fn server_ranks_that_do_not_agree_are_told_apart() {
+    let server = Server::start(2, 1, fifo(10, 1), |config| {
+        if config.rank == 1 {
+            config.data_type = DataType::F32;
+        }
+    });
+    server.register(0, 1);
+    let mut client = connect(&server.address(), 0, 1, 0, 1).unwrap();
+    let error = send(&mut client, 0, 0, 1).unwrap_err();
+    assert!(matches!(error, ClientError::ServerRanks { .. }), "{error}");
+    let expected =
+        "12 elements of float32, and offset 0 on server rank 1, and index 0, 12 elements of float64";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
+fn a_client_that_knows_too_few_of_the_server_ranks_is_told() {
+    let server = Server::start(2, 1, fifo(10, 1), |_| {});
+    server.register(0, 1);
+    let mut client = connect(server.ranks[0].0.address(), 0, 1, 0, 1).unwrap();
+    let error = send(&mut client, 0, 0, 1).unwrap_err().to_string();
+    assert!(error.contains("MELISSA_SERVER_ADDRESS has 1 address, and the server has 2 ranks"), "{error}");
+}
+
+#[test]
+fn no_attempt_is_taken_before_the_server_ranks_are_known() {
+    let config = SessionConfig { nb_ranks: 2, ..SessionConfig::new(key(), 1, vec!["u".into()], 0, 1) };
+    let buffer = Arc::new(Buffer::new(fifo(1, 1)).unwrap());
+    let session = Session::start(config, buffer).unwrap();
+    let error = session.register(0, 1, 0, Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("nobody has said where the 2 server ranks listen"), "{error}");
+    for wrong in [vec![session.address().to_owned()], vec!["a:1".to_owned(), session.address().to_owned()]] {
+        let error = session.set_servers(wrong).unwrap_err().to_string();
+        assert!(error.contains("the addresses of 2 server ranks were expected"), "{error}");
+    }
+    session.set_servers(vec![session.address().to_owned(), "b:1".to_owned()]).unwrap();
+    session.register(0, 1, 0, Vec::new()).unwrap();
+}
+
+#[test]
+fn simulations_for_validation_go_to_rank_0_beside_the_training_buffer() {
+    let server = Server::start(2, 1, fifo(100, 2), |config| config.validation = 2);
+    for (simulation, size, steps) in [(0, 1, 4), (1, 2, 3), (2, 1, 0)] {
+        server.register(simulation, 1);
+        join(run(&server, simulation, 1, size, steps));
+    }
+    server.confirm_on_all(0);
+    // Those for validation are final by themselves, whether somebody confirms them or not.
+    server.confirm_on_all(1);
+    assert!(server.sessions().all(Session::reception_over));
+    let samples = server.ranks[0].0.take_validation();
+    assert_eq!(samples.iter().map(|sample| sample.key().time_step).collect::<Vec<_>>(), [0, 1, 2]);
+    for sample in &samples {
+        assert!(sample.is_copy() && sample.key().simulation == 1 && sample.parameters() == [1.0]);
+        assert_eq!(sample.field_bytes(0), bytes(1, sample.key().time_step));
+    }
+    assert!(server.ranks[0].0.take_validation().is_empty() && server.ranks[1].0.take_validation().is_empty());
+    assert_eq!((server.drain(0).len(), server.drain(1).len()), (2, 2));
+    let (session, sums) = (&server.ranks[0].0, server.close()[0]);
+    assert_eq!((sums.declared, sums.complete, sums.trained), (2, 2, 2));
+    assert_eq!((session.validation_received(), session.counters().validation_received), (3, 3));
+    assert_eq!((session.counters().samples_received, session.counters().simulations_finished), (2, 1));
+    let error = session.register(3, 1, 0, vec![0.0]).unwrap_err().to_string();
+    assert!(error.contains("1 simulations, 0 to 0, and 2 for validation, 1 to 2"), "{error}");
+}
+
+#[test]
+fn validation_goes_on_while_the_training_buffer_is_full() {
+    let server = Server::start(1, 1, fifo(2, 2), |config| config.validation = 1);
+    server.register(0, 1);
+    let training = run(&server, 0, 1, 1, 10);
+    let start = Instant::now();
+    while server.ranks[0].0.counters().samples_waiting == 0 {
+        assert!(start.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    server.register(1, 1);
+    join(run(&server, 1, 1, 1, 5));
+    assert_eq!(server.ranks[0].0.take_validation().len(), 5);
+    assert_eq!(server.drain(0).len(), 10);
+    join(training);
 }
