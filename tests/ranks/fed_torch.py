@@ -101,6 +101,9 @@ class Fed(TorchServer):
         model = network()
         return model, torch.optim.Adam(model.parameters(), lr=0.01)
 
+    def _restart_from_checkpoint(self):
+        """Nothing: there is no study folder."""
+
     def _receive(self):
         self._accounting = Accounting()
         mine = self.nb_batches[self.rank % len(self.nb_batches)]

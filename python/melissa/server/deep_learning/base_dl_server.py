@@ -27,7 +27,7 @@ from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_overridden, train_takes_model
-from melissa.server.deep_learning.lanes import SampleChecks
+from melissa.server.deep_learning.lanes import BatchSource, Delivery, SampleChecks
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
 from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.reception import (
@@ -259,12 +259,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
         For schedules of a learning rate and the like: a Reservoir's number of batches is not known. See
         `melissa.server.deep_learning.training_share.TrainingShare` for what it counts. On several ranks it
-        is the same on all of them in the same batch, but with `drain` "all", where each has its own. A class
-        may use the name for something of its own.
+        is the same on all of them in the same batch; with `drain` "all" it stands still once the first rank
+        has run dry. A class may use the name for something of its own.
         """
         if self._own_progress is not None:
             return self._own_progress
-        if self.comm_size == 1 or self.dl_config["drain"] == "all":
+        if self.comm_size == 1:
             self._share.raise_to(self._share.here())
         return self._share.value
 
@@ -360,6 +360,16 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             raise UnsupportedConfiguration(
                 f"study_options.group_size is {group_size}: deep learning needs groups of 1 simulation"
             )
+
+    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
+        """Train what ranks have left when one is dry, and save what was learned; say whether that was done.
+
+        Every rank calls it: `delivery` is its next batch, None where it has no more. Not here.
+        """
+        return False
+
+    _is_apart = False
+    """Whether ranks train one without the others, so that their numbers of batches differ."""
 
     _can_drain_all = False
     """Whether this server's loop trains to the last sample of every rank (``dl_config.drain``: "all")."""

@@ -68,6 +68,9 @@ def write_state(server: DeepMelissaServer) -> None:
     """Write a checkpoint of the study after the batches that were trained so far; every rank calls it."""
     if server._receiver is None or server._checkpoints is None:
         return
+    if server._is_apart:
+        # Ranks that have drained apart from each other are not after the same batch.
+        return
     ahead = server._ahead
     batches = [delivery.samples for delivery in ahead.fetched]
     prefetcher: Prefetcher | None = None

@@ -9,40 +9,31 @@ from melissa.server.deep_learning.torch_checkpoint import on_cpu
 from melissa.server.deep_learning.training_loop import train_batch
 
 if TYPE_CHECKING:
-    from melissa.server.deep_learning.lanes import BatchSource
+    from melissa.server.deep_learning.lanes import BatchSource, Delivery
     from melissa.server.deep_learning.torch_server import TorchServer
 
-__all__ = ["run_joined_training"]
+__all__ = ["train_apart"]
 
 
-def run_joined_training(server: TorchServer, source: BatchSource) -> None:
-    """Train on every batch that `source` gives, on every rank, however many each has.
+def train_apart(server: TorchServer, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> int:
+    """Train what ranks have left when the first of them is dry; return the largest number of batches.
 
-    A rank without further batches takes part in the others' exchanges of gradients with zeros, as
-    ``DistributedDataParallel.join`` does, and has their weights and their optimizer's state in the end. The
-    sum of gradients is divided by the number of all ranks throughout: every sample has the same weight.
-
-    Ranks do not agree before each batch, so that validation, which rank 0 does, and checkpoints end with the
-    batches of the rank that does them; a last checkpoint follows when all have ended. A collective call of
-    the study's own in a hook would wait for ranks that are done.
+    `delivery` is this rank's next batch, None where it has no more. Such a rank takes part in the others'
+    exchanges of gradients with zeros, as ``DistributedDataParallel.join`` does, and has their weights and
+    their optimizer's state in the end. The sum of gradients is divided by the number of all ranks as before:
+    every sample has the same weight.
     """
-    batch_idx = server.batch_offset
-    try:
-        with server.model.join(divide_by_initial_world_size=True):
-            while (delivery := source.next()) is not None:
-                batch_idx += 1
-                train_batch(server, source, delivery, batch_idx)
-                # Let go of the arrays before the next batch is asked for: their memory is used again.
-                del delivery
-                server._on_batch_end(batch_idx)
-                server._monitor_batch(batch_idx)
-                server._validation(batch_idx)
-                server._checkpoint(batch_idx)
-    finally:
-        source.stop()
-    last = _share_optimizer(server, batch_idx)
-    if last > server.batch_offset and server.checkpoint_interval > 0:
-        server.checkpoint(last)
+    with server.model.join(divide_by_initial_world_size=True):
+        while delivery is not None:
+            batch_idx += 1
+            train_batch(server, source, delivery, batch_idx)
+            # Let go of the arrays before the next batch is asked for: their memory is used again.
+            del delivery
+            server._on_batch_end(batch_idx)
+            server._monitor_batch(batch_idx)
+            server._validation(batch_idx)
+            delivery = source.next()
+    return _share_optimizer(server, batch_idx)
 
 
 def _share_optimizer(server: TorchServer, batch_idx: int) -> int:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from melissa.exceptions import TrainingError, UnsupportedConfiguration
 from melissa.server.deep_learning import torch_checkpoint, torch_group
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
-from melissa.server.deep_learning.batch_source import make_batch_source
 from melissa.server.deep_learning.collate import as_tensors, map_leaves
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import is_overridden
-from melissa.server.deep_learning.torch_drain import run_joined_training
+from melissa.server.deep_learning.torch_drain import train_apart
 from melissa.server.deep_learning.torch_model import (
     check_joinable,
     is_sharded,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from melissa._melissa import Batch
+    from melissa.server.deep_learning.lanes import BatchSource, Delivery
     from melissa.server.simulation import SimulationData
 
 __all__ = ["TorchServer", "checkpoint"]
@@ -224,11 +224,19 @@ class TorchServer(DeepMelissaServer):
 
     def train(self) -> None:
         """Predefined training loop; with ``dl_config.drain`` "all" every rank trains to its last sample."""
-        if self._drains_all:
-            run_joined_training(self, make_batch_source(self))
-        else:
-            DeepMelissaServer.train(self)
-            self._compare_ranks()
+        DeepMelissaServer.train(self)
+        self._compare_ranks()
+
+    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
+        """Train to the last sample of every rank, if the configuration says so; say whether that was done."""
+        if not self._drains_all or self.comm.any(self._ending.stop_reason is not None):
+            return False
+        # From now on ranks may have different numbers of batches.
+        self._is_apart = True
+        last = train_apart(self, source, delivery, batch_idx)
+        if self.checkpoint_interval > 0:
+            self.checkpoint(last)
+        return True
 
     def _compare_ranks(self) -> None:
         """Warn when the ranks have not trained the same model."""
@@ -281,7 +289,7 @@ class TorchServer(DeepMelissaServer):
         with self._alone():
             DeepMelissaServer._validation(self, batch_idx)
         is_time = self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0
-        if is_time and not self._drains_all:
+        if is_time and not self._is_apart:
             # Here a failure or a stop is noticed, in the next gradients' all-reduce it is not.
             self.comm.barrier()
 

@@ -24,7 +24,7 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
 
     Several ranks agree before each batch that all have one, so that none waits in a collective call for a
     rank that ran dry. They fetch one batch ahead for that: while batch b is trained, the answer for batch
-    b + 1 is on its way.
+    b + 1 is on its way. What is left when one rank is dry is trained by `_drain`, or not at all.
     """
     batch_idx = server.batch_offset
     fetches_ahead = server.comm_size > 1
@@ -45,7 +45,8 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
             server._validation(batch_idx)
             server._checkpoint(batch_idx)
             delivery = ahead if fetches_ahead else _fetch(server, source)
-        _write_last_checkpoint(server, batch_idx)
+        if not server._drain(source, delivery, batch_idx):
+            _write_last_checkpoint(server, batch_idx)
     finally:
         server._ending.checkpoint_due = False
         source.stop()
