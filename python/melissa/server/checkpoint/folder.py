@@ -101,14 +101,6 @@ class CheckpointFolder:
             if batch < complete[KEPT - 1]:
                 self._remove(batch)
 
-    def prune_parts(self, rank: int, nb_ranks: int) -> None:
-        """Remove a rank's parts that others lack, but for the newest `KEPT`, which they may be writing."""
-        mine = [batch for batch in self.batches() if self.of_rank(batch, rank).is_dir()]
-        lacking = [batch for batch in mine if not self.is_complete(batch, nb_ranks)]
-        for batch in lacking[KEPT:]:
-            shutil.rmtree(self.of_rank(batch, rank), ignore_errors=True)
-            self._remove_if_empty(batch)
-
     def forget_newer(self, batch: int) -> None:
         """Remove what is newer than `batch`, from which the study goes on, and what was left half written."""
         for other in self.batches():

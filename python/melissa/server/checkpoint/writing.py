@@ -107,14 +107,11 @@ class CheckpointWriter:
         data: DataPlane,
         progress: dict[str, Any],
         save_model: Callable[[Path], None],
-        *,
-        agrees: bool = True,
     ) -> bool:
         """Write a checkpoint after `batch`, on every rank; False, and said in the log, when it is skipped.
 
         It returns when the cut is taken and the model saved; the rest is written by threads. A disk that
-        fails costs the checkpoint, not the study. Where the ranks cannot make a call together, `agrees` is
-        false: each writes its part or skips it, and what not all have written is no checkpoint.
+        fails costs the checkpoint, not the study.
         """
         if self.last_batch == batch:
             return False
@@ -123,7 +120,7 @@ class CheckpointWriter:
             mine |= _Obstacle.BUSY
         if not data.buffer.bound:
             mine |= _Obstacle.EMPTY
-        obstacles = _Obstacle(self._comm.flags(mine).result()[0]) if agrees else mine
+        obstacles = _Obstacle(self._comm.flags(mine).result()[0])
         if obstacles:
             why = "no sample has come yet"
             if _Obstacle.BUSY in obstacles:
@@ -135,8 +132,6 @@ class CheckpointWriter:
         try:
             if self._comm.rank == 0:
                 self._folder.prune(self._comm.size)
-            if not agrees:
-                self._folder.prune_parts(self._comm.rank, self._comm.size)
             unfinished = self._folder.begin(batch, self._comm.rank)
             cut = data.cut()
             paused = time.perf_counter() - begin

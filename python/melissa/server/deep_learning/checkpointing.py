@@ -84,8 +84,6 @@ def write_state(server: DeepMelissaServer) -> None:
         DataPlane(server.buffer.native, server._receiver, prefetcher, batches),
         server._progress.saved(),
         server._checkpoint_model,
-        # Ranks that drain apart from each other do not come here as often as the others.
-        agrees=server.comm_size == 1 or server.dl_config["drain"] != "all",
     )
 
 
