@@ -443,3 +443,45 @@ def test_the_scripts_of_finished_simulations_go_if_asked(make, tmp_path):
     study.finish(0)
     assert not (tmp_path / "client_scripts/client.0.sh").exists()
     assert (tmp_path / "client_scripts/client.1.sh").exists()
+
+
+def test_simulations_for_validation_come_first_and_are_none_of_the_others(tmp_path, log):
+    finished = []
+    listeners = Listeners(simulation_finished=lambda simulation: finished.append(simulation.id))
+    study = Study(
+        tmp_path, nb_simulations=2, nb_validation=2, jobs_at_once=3, nb_time_steps=None, listeners=listeners
+    )
+    study.control._draw_validation = lambda: Draw([7.0, 7.0], [7.0, 7.0])
+    study.step()
+    assert study.launcher.submitted() == [(2, 1), (3, 1), (0, 1)]
+    assert study.receiver.registered[0] == (2, 1, 0, [7.0, 7.0])
+    assert study.receiver.registered[2] == (0, 1, 0, [1.0, 0.5])
+    study.receiver.report(2, "finished", steps=10)
+    study.receiver.report(0, "finished", steps=10)
+    study.launcher.update("3.1", State.FAILED, 1, "no licence")
+    study.step()
+    # The one that failed is run again before any further one.
+    assert study.launcher.submitted()[3:] == [(3, 2)]
+    assert finished == [0]
+    assert study.control.simulation_counts() == {
+        "planned": 2,
+        "finished": 1,
+        "failed": 0,
+        "resubmitted": 0,
+        "validation_planned": 2,
+        "validation_finished": 1,
+    }
+    created = [r.getMessage() for r in log.records if "created client" in r.getMessage()]
+    assert created == ["created client.0.sh with parameters [1, 0.5]"]
+    assert "validation simulation 2 runs client.2.sh with parameters 7.0, 7.0" in log.text
+    assert "validation simulation 2 has finished sending" in log.text
+    assert "sim-id=2 " not in log.text
+
+
+def test_a_simulation_for_validation_that_is_given_up_is_told_to_the_receiver(tmp_path):
+    study = Study(tmp_path, nb_simulations=2, nb_validation=1, ignore_client_death=True)
+    study.step()
+    study.launcher.update("2.1", State.FAILED, 1)
+    study.step()
+    assert study.receiver.given_up == {2: "client_failed"}
+    assert study.control.nb_given_up == 0

@@ -231,14 +231,15 @@ def report(validation=None, nb_ranks=1, **ledger):
     for _ in range(5):
         progress.delivered(20)
     progress.training_ends()
-    control = SimpleNamespace(count=lambda *statuses: 3, nb_resubmitted=1, nb_given_up=2)
+    simulations = {"planned": 4, "finished": 3, "failed": 2, "resubmitted": 1}
+    control = SimpleNamespace(simulation_counts=lambda: simulations)
     receiver = SimpleNamespace(
         ledger=lambda reason: figures,
         counters=lambda: {"samples_received": 96, "room_wait_s": 0.25},
         reception_over=True,
     )
     ranks = [RankFigures.of(rank, progress, receiver, final_reason="untrained") for rank in range(nb_ranks)]
-    return StudyReport.of_study(planned=4, control=control, ranks=ranks, validation=validation)
+    return StudyReport.of_study(control=control, ranks=ranks, validation=validation)
 
 
 def test_the_report_has_the_documented_form(tmp_path):

@@ -27,13 +27,17 @@ def is_fast_dev_run(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def shortened(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the study in small: one client, whose failure ends it.
+    """Return the configuration of the study in small: one client, and one for validation where there are any.
+
+    The failure of a client ends it.
 
     Launcher and server both make it of the study's own; what a server's class may set itself, the server
     shortens.
     """
     short = copy.deepcopy(dict(config))
-    short["study_options"]["parameter_sweep_size"] = 1
+    study = short["study_options"]
+    study["parameter_sweep_size"] = 1
+    study["validation_sweep_size"] = min(1, study.get("validation_sweep_size", 0))
     short["ignore_client_death"] = False
     short["launcher_config"]["fault_tolerance"] = False
     return short

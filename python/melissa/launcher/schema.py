@@ -67,6 +67,11 @@ class StudyOptions(Section):
 
     field_names: Annotated[list[Text], Field(min_length=1)] = _key("fields, in the order of a sample's data")
     parameter_sweep_size: Count = _key("simulations (clients) of the study")
+    validation_sweep_size: Natural = _key(
+        "simulations beside these, with parameters of their own, for validation: they feed valid_dataloader "
+        "and never the training buffer",
+        0,
+    )
     nb_parameters: Natural = _key("drawn inputs per simulation")
     nb_time_steps: Count | None = _key(
         "time steps that each simulation sends",

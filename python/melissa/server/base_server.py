@@ -28,6 +28,7 @@ from melissa.server.progress import StudyProgress
 from melissa.server.ranks.agent import AgentLink, RankAgent
 from melissa.server.ranks.joining import server_ranks
 from melissa.server.simulation import PartialSimulationData, Simulation
+from melissa.server.validation_draws import ValidationDraws
 
 __all__ = ["BaseServer"]
 
@@ -114,6 +115,8 @@ class BaseServer(ABC):
         self._job_limit: int = launcher_config["job_limit"]
         self._is_receiving = False
         self._is_offline = False
+        self._nb_validation = 0
+        self._validation_draws: ValidationDraws | None = None
         self.exit_status = 0
         self._parameter_sampler: Any = None
 
@@ -158,6 +161,12 @@ class BaseServer(ABC):
             raise FatalError(self._no_sampler())
         drawn = self._parameter_sampler.draw()
         return Draw(drawn, self._parameter_sampler.process_drawn(drawn))
+
+    def _prepare_validation(self) -> None:
+        """Draw the parameters of the simulations for validation, before those of any other."""
+        has_own_draw = type(self).draw_parameters is not BaseServer.draw_parameters
+        sampler = None if has_own_draw else self._parameter_sampler
+        self._validation_draws = ValidationDraws(sampler, self._draw, self._nb_validation)
 
     def _no_sampler(self) -> str:
         return (
@@ -244,6 +253,7 @@ class BaseServer(ABC):
             simulation_timeout=self.study_options["simulation_timeout"],
             launcher_timeout=2 * server_timeout,
             remove_client_scripts=self.study_options["remove_client_scripts"],
+            nb_validation=self._nb_validation,
         )
 
     def _start_control(
@@ -270,6 +280,7 @@ class BaseServer(ABC):
         self._control = control_class(
             self._plan(),
             draw=self._draw,
+            draw_validation=self._validation_draws,
             scripts=scripts,
             receiver=receiver,
             link=self._needed_link(),

@@ -42,7 +42,8 @@ HOPELESS = 3
 class StudyPlan:
     """What the configuration says about running simulations.
 
-    `jobs_at_once` counts clients. `simulation_timeout` and `launcher_timeout` are seconds; None is never.
+    `nb_validation` simulations are run beside the `nb_simulations`, for validation. `jobs_at_once` counts
+    clients. `simulation_timeout` and `launcher_timeout` are seconds; None is never.
     """
 
     nb_simulations: int
@@ -55,6 +56,7 @@ class StudyPlan:
     simulation_timeout: float | None = 400.0
     launcher_timeout: float | None = 120.0
     remove_client_scripts: bool = False
+    nb_validation: int = 0
 
 
 class Draw(NamedTuple):
@@ -95,6 +97,7 @@ class StudyControl:
         plan: StudyPlan,
         *,
         draw: Callable[[], Draw],
+        draw_validation: Callable[[], Draw] | None = None,
         scripts: ClientScripts,
         receiver: StudyReceiver,
         link: Link,
@@ -109,6 +112,7 @@ class StudyControl:
     ) -> None:
         self._plan = plan
         self._draw_parameters = draw
+        self._draw_validation = draw_validation or draw
         self._scripts = scripts
         self._receiver = receiver
         self._link = link
@@ -122,7 +126,9 @@ class StudyControl:
         self._watch_ranks = watch_ranks
 
         self.simulations: dict[int, Simulation] = {}
-        """Every simulation that was asked for so far."""
+        """Every simulation that was asked for so far, but for those of `validation`."""
+        self.validation: dict[int, Simulation] = {}
+        """Every simulation that was asked for so far for validation; their ids follow those of the others."""
         self.nb_resubmitted = 0
         self.nb_given_up = 0
         """Simulations that failed for good; those that an early stop ends are none of them."""
@@ -202,12 +208,16 @@ class StudyControl:
 
     def simulation_counts(self) -> dict[str, int]:
         """Return how many simulations are planned, have finished, have failed for good, were run again."""
-        return {
+        counts = {
             "planned": self._plan.nb_simulations,
             "finished": self.count(SimulationStatus.FINISHED),
             "failed": self.nb_given_up,
             "resubmitted": self.nb_resubmitted,
         }
+        if self._plan.nb_validation:
+            finished = [s for s in list(self.validation.values()) if s.status is SimulationStatus.FINISHED]
+            counts |= {"validation_planned": self._plan.nb_validation, "validation_finished": len(finished)}
+        return counts
 
     def describe(self) -> str:
         """Say in one line where the simulations stand."""
@@ -276,8 +286,12 @@ class StudyControl:
             self.simulations.values(), draws, self.nb_resubmitted, self._expected_steps
         )
 
+    def _find(self, simulation_id: int) -> Simulation | None:
+        return self.simulations.get(simulation_id) or self.validation.get(simulation_id)
+
     def _live_jobs(self) -> list[Simulation]:
-        return [simulation for simulation in self.simulations.values() if simulation.has_job]
+        simulations = (*self.validation.values(), *self.simulations.values())
+        return [simulation for simulation in simulations if simulation.has_job]
 
     # Messages of the launcher.
 
@@ -297,7 +311,7 @@ class StudyControl:
 
     def _update_job(self, update: JobUpdate) -> None:
         simulation_text, _, attempt_text = update.job_id.partition(".")
-        simulation = self.simulations.get(int(simulation_text)) if simulation_text.isdecimal() else None
+        simulation = self._find(int(simulation_text)) if simulation_text.isdecimal() else None
         if simulation is None or not attempt_text.isdecimal():
             logger.warning(f"the launcher sent the state of a job {update.job_id!r} that nobody asked for")
             return
@@ -393,7 +407,8 @@ class StudyControl:
 
     def _has_proved_the_solver(self) -> bool:
         """Say whether some client has done what clients are for."""
-        return bool(self._receiver.counters()["samples_received"] > 0)
+        counters = self._receiver.counters()
+        return bool(counters["samples_received"] + counters.get("validation_received", 0) > 0)
 
     def _what_hopeless_clients_do(self) -> str:
         return "ended before any time step arrived"
@@ -401,7 +416,7 @@ class StudyControl:
     def _drop(self, simulation: Simulation, what: str) -> None:
         logger.warning(f"simulation {simulation.id} {what}")
         simulation.status = SimulationStatus.DROPPED
-        self.nb_given_up += 1
+        self.nb_given_up += not simulation.is_validation
         self._receiver.finish(simulation.id, "client_failed")
 
     # What the receiver knows.
@@ -411,7 +426,7 @@ class StudyControl:
             self._update_simulation(state)
 
     def _update_simulation(self, state: ReceptionState) -> None:
-        simulation = self.simulations.get(state.simulation_id)
+        simulation = self._find(state.simulation_id)
         if simulation is None or state.attempt != simulation.attempt or simulation.is_final:
             return
         simulation.steps_complete = state.steps_complete
@@ -438,7 +453,10 @@ class StudyControl:
             )
 
     def _finished(self, simulation: Simulation) -> None:
-        logger.info(f"sim-id={simulation.id} has finished sending")
+        if simulation.is_validation:
+            logger.info(f"validation simulation {simulation.id} has finished sending")
+        else:
+            logger.info(f"sim-id={simulation.id} has finished sending")
         expected = self._expected_steps
         if expected is None:
             self._expected_steps = simulation.steps_complete
@@ -453,7 +471,8 @@ class StudyControl:
             )
         if self._plan.remove_client_scripts:
             self._scripts.remove(simulation.id)
-        self._listeners.simulation_finished(simulation)
+        if not simulation.is_validation:
+            self._listeners.simulation_finished(simulation)
 
     def _look_for_the_end(self) -> None:
         if self._is_over or not self._receiver.reception_over:
@@ -478,6 +497,8 @@ class StudyControl:
             elif self._to_resubmit:
                 simulation = self._to_resubmit.popleft()
                 self._prepare_again(simulation)
+            elif len(self.validation) < self._plan.nb_validation:
+                simulation = self._begin_validation()
             elif self._next_id < self._plan.nb_simulations:
                 simulation = Simulation(self._next_id)
                 self.simulations[simulation.id] = simulation
@@ -497,8 +518,19 @@ class StudyControl:
             f"{simulation.steps_complete} of its time steps are here"
         )
 
+    def _begin_validation(self) -> Simulation:
+        # No line as for the others: tools count those.
+        simulation = Simulation(self._plan.nb_simulations + len(self.validation), is_validation=True)
+        self.validation[simulation.id] = simulation
+        tokens = self._draw(simulation)
+        script = self._scripts.write(simulation.id, tokens)
+        logger.info(
+            f"validation simulation {simulation.id} runs {script.name} with parameters {', '.join(tokens)}"
+        )
+        return simulation
+
     def _prepare_again(self, simulation: Simulation) -> None:
-        self.nb_resubmitted += 1
+        self.nb_resubmitted += not simulation.is_validation
         if simulation.failures_of_draw <= self._plan.crashes_before_redraw:
             logger.info(f"simulation {simulation.id} is submitted again, with the same parameters")
             return
@@ -513,10 +545,11 @@ class StudyControl:
 
     def _draw(self, simulation: Simulation) -> list[str]:
         """Draw parameters for a simulation; return them as its solver's command line has them."""
-        draw = self._draw_parameters()
+        draw = self._draw_validation() if simulation.is_validation else self._draw_parameters()
         simulation.parameters = plain_list(draw.parameters)
         self._registry.record(simulation.id, simulation.draw, simulation.parameters)
-        self._draws.append((simulation.id, simulation.draw))
+        if not simulation.is_validation:
+            self._draws.append((simulation.id, simulation.draw))
         simulation.words = [command_line_token(word) for word in draw.words]
         return simulation.words
 

@@ -22,7 +22,7 @@ CloseLedgers = Callable[[str, float | None], Sequence[RankFigures]]
 
 
 class Ensemble:
-    """A running ensemble of `planned` simulations, from its first client to the report.
+    """A running ensemble of simulations, from its first client to the report.
 
     The report is written to ``study_report.json`` in the working directory; what `validation` gives in the
     end stands in it under that name. ``close_ledgers(final_reason, timeout)`` closes the ledgers of all
@@ -39,14 +39,12 @@ class Ensemble:
         ending: StudyEnding,
         close_ledgers: CloseLedgers,
         *,
-        planned: int,
         validation: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.receiver = receiver
         self.control = control
         self._ending = ending
         self._close_ledgers = close_ledgers
-        self._planned = planned
         self._validation = validation
 
     def finish(self, has_received_all: bool) -> StudyReport:
@@ -89,7 +87,6 @@ class Ensemble:
     def _close_ledger(self, final_reason: str, timeout: float | None = None) -> StudyReport:
         """Close the ledgers, and log the report's table."""
         report = StudyReport.of_study(
-            planned=self._planned,
             control=self.control,
             ranks=self._close_ledgers(final_reason, timeout),
             validation=self._validation(),

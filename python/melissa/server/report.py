@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import FatalError
 from melissa.server.figures import RankFigures, sum_of
-from melissa.server.simulation import SimulationStatus
 
 if TYPE_CHECKING:
     from melissa.server.control import StudyControl
@@ -67,7 +66,6 @@ class StudyReport:
     def of_study(
         cls,
         *,
-        planned: int,
         control: StudyControl,
         ranks: Sequence[RankFigures],
         validation: dict[str, Any] | None = None,
@@ -76,12 +74,7 @@ class StudyReport:
 
         `validation` is what the study's own class has to say, for instance how good its model is.
         """
-        simulations = {
-            "planned": planned,
-            "finished": control.count(SimulationStatus.FINISHED),
-            "failed": control.nb_given_up,
-            "resubmitted": control.nb_resubmitted,
-        }
+        simulations = control.simulation_counts()
         content = {"simulations": simulations, **_figures(ranks)}
         if validation:
             content["validation"] = json.loads(json.dumps(validation, default=_plain))

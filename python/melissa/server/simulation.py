@@ -206,6 +206,7 @@ class Simulation:
     job_is_running: bool = False
     job_since: float = field(default_factory=time.monotonic)
     cancelled_because: str = ""
+    is_validation: bool = False
 
     @property
     def id(self) -> int:

@@ -26,13 +26,20 @@ from melissa.server.deep_learning.fast_dev_run import fast_dev_run
 from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
-from melissa.server.deep_learning.hooks import check_hooks, choose_lane, is_overridden, train_takes_model
+from melissa.server.deep_learning.hooks import (
+    check_hooks,
+    check_validation,
+    choose_lane,
+    is_overridden,
+    train_takes_model,
+)
 from melissa.server.deep_learning.lanes import BatchSource, Delivery, SampleChecks
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
 from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.reception import (
     join_dataset,
     make_checks,
+    make_validation_batches,
     obey_rank_zero,
     open_receiver,
     start_ensemble,
@@ -48,6 +55,7 @@ from melissa.server.deep_learning.tensorboard import (
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
 from melissa.server.deep_learning.training_loop import run_training, run_validation
 from melissa.server.deep_learning.training_share import TrainingShare
+from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.deep_learning.watermark import wait_for_watermark
 from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
@@ -143,6 +151,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.setup_slurm_ddp: bool = self.dl_config["setup_slurm_ddp"]
         self.nb_expected_batches: int | None = None
         self.batch_offset = 0
+        self._nb_validation = self.study_options["validation_sweep_size"]
         self.report_extra: dict[str, Any] = {}
         self._model: Any = None
         self._optimizer: Any = None
@@ -329,6 +338,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             raise TrainingError(self._no_sampler())
         self._expectations()
         self._check_drain()
+        if self._nb_validation and self.rank == 0:
+            check_validation(type(self), self._nb_validation)
+            self._prepare_validation()
         if self.dl_config["convert_log_to_df"]:
             check_conversion()
         if self.setup_slurm_ddp:
@@ -578,6 +590,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         thread that asks for clients.
         """
         self._receiver = open_receiver(self)
+        if self._nb_validation and self.rank == 0 and self._valid_dataloader is None:
+            self._valid_dataloader = make_validation_batches(self, self._receiver)
         self._is_receiving = True
         self._share.follow(self.buffer, self._receiver, self._progress)
         self._accounting = TrainedAccounting(self._receiver, self._progress)
@@ -810,6 +824,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """Call `validation` if it is time to: on rank 0, every ``nb_batches_update`` batches."""
         is_time = self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0
         if is_time and self.rank == 0 and self._valid_dataloader is not None:
+            if isinstance(self._valid_dataloader, ValidationBatches) and not self._valid_dataloader.look():
+                logger.info(f"no sample for validation has come before batch {batch_idx}")
+                return
             self.validation(batch_idx)
 
     def train(self) -> None:

@@ -11,6 +11,7 @@ from melissa.exceptions import TrainingError, UnsupportedConfiguration
 __all__ = [
     "Lane",
     "check_hooks",
+    "check_validation",
     "choose_lane",
     "defining_class",
     "is_overridden",
@@ -65,6 +66,15 @@ def check_hooks(cls: type) -> None:
         raise TrainingError(
             f"class {cls.__name__} ({_file(cls)}) lacks {' and '.join(missing)}; a class with a train() of "
             "its own needs none of the hooks of the predefined loop"
+        )
+
+
+def check_validation(cls: type, nb_simulations: int) -> None:
+    """Check that the class can validate on simulations that are run for that; `TrainingError` otherwise."""
+    if not is_overridden(cls, "validation_step") and not is_overridden(cls, "train"):
+        raise TrainingError(
+            f"study_options.validation_sweep_size is {nb_simulations}, but class {cls.__name__} "
+            f"({_file(cls)}) lacks validation_step(batch, valid_batch_idx, batch_idx)"
         )
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, cast
 from melissa._melissa import Receiver
 from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
+from melissa.server.deep_learning.batch_source import make_batch_maker
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.deep_learning.hooks import sample_checks
 from melissa.server.deep_learning.lanes import SampleChecks
+from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.ensemble import CloseLedgers, Ensemble
 from melissa.server.environment import StudyEnvironment
 from melissa.server.figures import RankFigures
@@ -24,7 +26,14 @@ from melissa.utility.addresses import bind_address
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
-__all__ = ["join_dataset", "make_checks", "obey_rank_zero", "open_receiver", "start_ensemble"]
+__all__ = [
+    "join_dataset",
+    "make_checks",
+    "make_validation_batches",
+    "obey_rank_zero",
+    "open_receiver",
+    "start_ensemble",
+]
 
 logger = logging.getLogger("melissa")
 
@@ -50,6 +59,7 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
         simulation_timeout=server.study_options["simulation_timeout"],
         restored=None if server._restored is None else server._restored.file,
         simulations=[] if server._restored is None else server._restored.for_receiver(),
+        validation=server._nb_validation,
     )
     logger.info(
         f"{server.nb_simulations} simulations are planned; the {server.buffer.kind.name} buffer holds "
@@ -57,6 +67,11 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
         f"as {data_type}"
     )
     return receiver
+
+
+def make_validation_batches(server: DeepMelissaServer, receiver: Receiver) -> ValidationBatches:
+    """Return the batches of the simulations for validation, which grow as these send."""
+    return ValidationBatches(receiver.take_validation, make_batch_maker(server), server.batch_size)
 
 
 def make_checks(server: DeepMelissaServer) -> SampleChecks | None:
@@ -121,6 +136,7 @@ def start_ensemble(server: DeepMelissaServer, receiver: Receiver, listeners: Lis
             server.buffer.native,
             server._registry,
             own_figures,
+            server.nb_simulations,
         )
         everywhere, close_ledgers = ranked, ranked.close_ledgers
         balance = RankBalance(ranked.lift_watermark, server.batch_size, server._plan().simulation_timeout)
@@ -138,6 +154,5 @@ def start_ensemble(server: DeepMelissaServer, receiver: Receiver, listeners: Lis
         control,
         server._ending,
         close_ledgers,
-        planned=server.nb_simulations,
         validation=lambda: server.report_extra,
     )

@@ -45,19 +45,28 @@ class RankedReceivers:
         buffer: Buffer,
         registry: ParameterRegistry,
         own_figures: Callable[[str | None], RankFigures],
+        planned: int | None = None,
     ) -> None:
         self._hub = hub
         self._receiver = receiver
         self._buffer = buffer
         self._registry = registry
         self._own_figures = own_figures
+        self._planned = planned
         self._states = MergedStates(hub.nb_ranks)
         self._confirmed: set[int] = set()
 
     # Simulations.
 
+    def _is_for_validation(self, simulation_id: int) -> bool:
+        """Say whether rank 0 alone receives a simulation: those for validation follow the planned ones."""
+        return self._planned is not None and simulation_id >= self._planned
+
     def register(self, simulation_id: int, attempt: int, draw: int, parameters: Sequence[float]) -> None:
         """Announce an attempt on every rank; returns when all know it and its parameters."""
+        if self._is_for_validation(simulation_id):
+            self._receiver.register(simulation_id, attempt, draw, parameters)
+            return
         drawn = self._registry.parameters(simulation_id, draw) or []
         try:
             json.dumps(drawn)
@@ -76,17 +85,23 @@ class RankedReceivers:
     def finish(self, simulation_id: int, reason: str) -> None:
         """Give a simulation up on every rank."""
         self._receiver.finish(simulation_id, reason)
-        self._hub.tell(GiveUp(simulation_id, reason))
+        if not self._is_for_validation(simulation_id):
+            self._hub.tell(GiveUp(simulation_id, reason))
 
     def abandon_attempt(self, simulation_id: int) -> None:
         """Abandon an attempt on every rank."""
         self._receiver.abandon_attempt(simulation_id)
-        self._hub.tell(AbandonAttempt(simulation_id))
+        if not self._is_for_validation(simulation_id):
+            self._hub.tell(AbandonAttempt(simulation_id))
 
     def changes(self, timeout: float) -> Sequence[ReceptionState]:
         """Return the states that changed on some rank; empty after `timeout` seconds."""
         merged: dict[int, MergedState] = {}
-        changes: list[tuple[int, ReceptionState]] = [(0, own) for own in self._receiver.changes(timeout)]
+        own = self._receiver.changes(timeout)
+        of_rank_zero_alone = [state for state in own if self._is_for_validation(state.simulation_id)]
+        changes: list[tuple[int, ReceptionState]] = [
+            (0, state) for state in own if not self._is_for_validation(state.simulation_id)
+        ]
         for rank, state in [*changes, *self._hub.take_changes()]:
             together = self._states.update(rank, state)
             if together is not None:
@@ -96,7 +111,7 @@ class RankedReceivers:
                 self._confirmed.add(state.simulation_id)
                 self._receiver.confirm(state.simulation_id)
                 self._hub.tell(Confirm(state.simulation_id, state.steps_complete))
-        return list(merged.values())
+        return [*of_rank_zero_alone, *merged.values()]
 
     def settle(self) -> None:
         """Return when all that has happened on other ranks until now is known here."""
