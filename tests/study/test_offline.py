@@ -1,7 +1,9 @@
 """Studies in which nothing is sent: what is run, and when it is over."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 
@@ -123,3 +125,30 @@ def test_on_several_server_ranks_the_first_runs_the_simulations(study, monkeypat
     for rank in range(2):
         log = study.read(f"melissa_server_{rank}.log")
         assert log.endswith(" INFO Server finalizing with status 0\n"), log
+
+
+def test_after_the_death_of_the_server_what_had_ended_does_not_run_again(study):
+    study.server(OFFLINE_SERVER)
+    study.solver(
+        """
+        print("ran with", *PARAMETERS, flush=True)
+        if SIMULATION > 1:
+            mark(f"runs.{SIMULATION}")
+            wait_for("go")
+        """
+    )
+    launcher = study.start()
+    for simulation in (0, 1):
+        study.wait_for_log("melissa_server_0.log", f"simulation {simulation} has ended")
+    study.wait_for_mark("runs.2")
+    study.wait_for_mark("runs.3")
+    os.kill(study.process("melissa.server"), signal.SIGKILL)
+    study.wait_for_log("melissa_server_0.log", "2 simulations had ended before, the others run again")
+    study.set_mark("go")
+    assert study.wait(launcher).returncode == 0, study.logs()
+    assert simulations(study)["finished"] == 4
+    runs = [study.read(f"stdout/simulation{simulation}.out").splitlines() for simulation in range(4)]
+    assert [len(lines) for lines in runs] == [1, 1, 2, 2]
+    # Each with the parameters of before.
+    assert all(len(set(lines)) == 1 for lines in runs)
+    assert len({lines[0] for lines in runs}) == 4

@@ -7,12 +7,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from melissa.exceptions import ConfigurationFileError, FatalError
 from melissa.launcher.defaults import merge_defaults
 from melissa.launcher.message import Message, decode
 from melissa.server.checkpoint.restart import RestoredCheckpoint
+from melissa.server.checkpoint.study_state import StudyState
 from melissa.server.client_script import ClientScripts
 from melissa.server.communicator import make_communicator
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
@@ -30,9 +31,18 @@ from melissa.server.ranks.joining import server_ranks
 from melissa.server.simulation import PartialSimulationData, Simulation
 from melissa.server.validation_draws import ValidationDraws
 
-__all__ = ["BaseServer"]
+__all__ = ["BaseServer", "SimulationsBefore"]
 
 logger = logging.getLogger("melissa")
+
+
+class SimulationsBefore(Protocol):
+    """How the simulations stood before a restart."""
+
+    @property
+    def study(self) -> StudyState: ...  # noqa: D102
+    @property
+    def simulations(self) -> list[Simulation]: ...  # noqa: D102
 
 
 class BaseServer(ABC):
@@ -265,10 +275,11 @@ class BaseServer(ABC):
         settle: Callable[[], None] = lambda: None,
         watch_ranks: Callable[[list[RankFigures], list[Simulation]], None] | None = None,
         control_class: type[StudyControl] = StudyControl,
+        before: SimulationsBefore | None = None,
     ) -> StudyControl:
         """Start the control thread: from now on clients are asked for.
 
-        A server that goes on from a checkpoint has the simulations of before.
+        A server that was restarted goes on with the simulations of `before`, or those of its checkpoint.
         """
         client_config = self.config_dict["client_config"]
         scripts = ClientScripts(
@@ -293,8 +304,9 @@ class BaseServer(ABC):
             settle=settle,
             watch_ranks=watch_ranks,
         )
-        if self._restored is not None:
-            self._control.resume(self._restored.study, self._restored.simulations)
+        before = before or self._restored
+        if before is not None:
+            self._control.resume(before.study, before.simulations)
         self._control.start()
         return self._control
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import FatalError, UnsupportedConfiguration
 from melissa.launcher.message import Finished, JobUpdate, Progress, Register
 from melissa.scheduler.job import State
+from melissa.server.checkpoint.study_state import StudyState, advance_sampler
 from melissa.server.control import Listeners, StudyControl
+from melissa.server.environment import StudyEnvironment
 from melissa.server.ranks.agent import RankAgent
 from melissa.server.report import StudyReport
 from melissa.server.simulation import Simulation, SimulationStatus
@@ -63,10 +67,33 @@ class JobsOnly:
         """Tell nobody: no client listens."""
 
 
+@dataclass(frozen=True)
+class EndedBefore:
+    """The simulations of an offline study before its server was restarted."""
+
+    study: StudyState
+    simulations: list[Simulation]
+
+    @classmethod
+    def read(cls, path: Path) -> EndedBefore | None:
+        """Read what `OfflineControl` has written; None when no simulation had ended yet."""
+        if not path.exists():
+            return None
+        study = StudyState.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        finished = {
+            record["id"]
+            for record in study.simulations
+            if record["status"] == SimulationStatus.FINISHED.value
+        }
+        return cls(study, study.restored_simulations(finished))
+
+
 class OfflineControl(StudyControl):
-    """Runs the ensemble by the states of jobs alone."""
+    """Runs the ensemble by the states of jobs alone, and keeps in a file which simulations have ended."""
 
     WAITS_FOR_CONNECTIONS = False
+    STATE_FILE = Path(".melissa") / "simulations.json"
+    """In the output folder."""
 
     def _end_of_job(self, simulation: Simulation, update: JobUpdate) -> None:
         is_done = update.job_state is State.TERMINATED and not simulation.is_final
@@ -79,6 +106,23 @@ class OfflineControl(StudyControl):
         if self._plan.remove_client_scripts:
             self._scripts.remove(simulation.id)
         self._listeners.simulation_finished(simulation)
+        self._keep_state()
+
+    def _drop(self, simulation: Simulation, what: str) -> None:
+        super()._drop(simulation, what)
+        self._keep_state()
+
+    def _keep_state(self) -> None:
+        unfinished = self.STATE_FILE.with_suffix(".json.new")
+        try:
+            unfinished.parent.mkdir(exist_ok=True)
+            unfinished.write_text(json.dumps(self._state().to_dict()), encoding="utf-8")
+            os.replace(unfinished, self.STATE_FILE)
+        except OSError as error:
+            logger.warning(
+                f"cannot write {self.STATE_FILE}: {error.strerror}; if the server is restarted, simulations "
+                "that have ended since run again"
+            )
 
     def _client_environment(self, simulation: Simulation) -> dict[str, str]:
         return super()._client_environment(simulation) | {"MELISSA_OFFLINE": "1"}
@@ -130,7 +174,8 @@ def _run_simulations(server: BaseServer) -> None:
     jobs = JobsOnly(server.nb_simulations)
     ending.is_looked_at = True
     listeners = Listeners(simulation_finished=lambda done: server.finished_groups.add(done.simulation_id))
-    control = server._start_control(jobs, listeners=listeners, control_class=OfflineControl)
+    before = _before_restart(server, jobs)
+    control = server._start_control(jobs, listeners=listeners, control_class=OfflineControl, before=before)
     while not jobs.reception_over and not ending.check():
         time.sleep(POLL_INTERVAL)
     control.finish()
@@ -140,6 +185,22 @@ def _run_simulations(server: BaseServer) -> None:
         logger.info(f"simulations {name:<12} {value:>8}")
     report.write(Path(os.getcwd()) / "study_report.json")
     link.send(Finished(ending.stop_status, report.content))
+
+
+def _before_restart(server: BaseServer, jobs: JobsOnly) -> EndedBefore | None:
+    """Return the simulations of before a restart; None at a study's first start."""
+    if StudyEnvironment.read().restart == 0:
+        OfflineControl.STATE_FILE.unlink(missing_ok=True)
+        return None
+    before = EndedBefore.read(OfflineControl.STATE_FILE)
+    if before is None:
+        return None
+    advance_sampler(server._draw, before.study)
+    ended = [simulation for simulation in before.simulations if simulation.is_final]
+    for simulation in ended:
+        jobs.finish(simulation.id, "")
+    logger.info(f"the server was restarted: {len(ended)} simulations had ended before, the others run again")
+    return before
 
 
 def _report(server: BaseServer, control: StudyControl) -> StudyReport:
