@@ -617,7 +617,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         return known.get(simulation_id) or Simulation(simulation_id)
 
     def _on_control_tick(self, counters: dict[str, float]) -> None:
-        """Called twice a second by the control thread."""
+        """Called twice a second by the control thread, or the agent of a rank."""
+        if counters.get("expected_samples", -1) >= 0:
+            self._share.samples_expected = int(counters["expected_samples"])
         self._monitor_reception(counters)
 
     def _simulation_finished(self, simulation: Simulation) -> None:
