@@ -42,7 +42,7 @@ class DataPlane:
     """
 
     buffer: Buffer
-    receiver: Receiver
+    receiver: Receiver | None
     prefetcher: Prefetcher | None = None
     ahead: Iterable[Batch | Iterable[Sample]] = ()
 
