@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ NB_SIMULATIONS, NB_TIME_STEPS = 4, 30
 NOTING = """
 class Server(LearningServer):
     def on_batch_start(self, batch_idx):
-        self.loss_before = float(self.model.weight.abs().sum())
-        with open("batches.txt", "a") as file:
+        self.loss_before = float(self.unwrapped_model.weight.abs().sum())
+        with open(f"batches{self.rank}.txt", "a") as file:
             print(os.environ["MELISSA_STUDY_EPOCH"], batch_idx, repr(self.loss_before), file=file)
     def on_batch_end(self, batch_idx):
         time.sleep(0.01)
@@ -26,30 +27,47 @@ melissa_finalize()
 """
 
 
-def newest(study):
-    done = (study.output / "checkpoints" / "melissa").glob("*/rank0/manifest.json")
-    return max((int(path.parts[-3]) for path in done if path.parent.name == "rank0"), default=0)
+def newest(study, nb_ranks=1):
+    """The batch of the newest checkpoint that is whole."""
+    batches = (study.output / "checkpoints" / "melissa").glob("[0-9]*")
+    whole = (path for path in batches if all((path / f"rank{rank}").is_dir() for rank in range(nb_ranks)))
+    return max((int(path.name) for path in whole), default=0)
 
 
-def notes(study, epoch):
+def server_rank(study, rank):
+    """The process of a server rank under mpiexec."""
+    wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+    for pid in study.processes():
+        folder = Path(f"/proc/{pid}")
+        is_server = b"melissa.server" in (folder / "cmdline").read_bytes().split(b"\0")
+        if is_server and wanted in (folder / "environ").read_bytes().split(b"\0"):
+            return pid
+    raise AssertionError(f"there is no server rank {rank}")
+
+
+def notes(study, epoch, rank=0):
     """Batch number -> sum of the model's weights before it, of one start of the server."""
-    lines = [line.split() for line in study.read("batches.txt").splitlines()]
+    lines = [line.split() for line in study.read(f"batches{rank}.txt").splitlines()]
     return {int(batch): weights for start, batch, weights in lines if int(start) == epoch}
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "Reservoir"])
-def test_a_server_that_is_killed_in_the_middle_goes_on_with_model_buffer_and_ledger(kind, study):
+def configure(study, **changes):
     study.solver(SOLVER)
     study.server("import os, time" + NOTING, base="learning")
     study.configure(
         {
             "study_options.parameter_sweep_size": NB_SIMULATIONS,
             "study_options.nb_time_steps": NB_TIME_STEPS,
-            "dl_config.buffer": kind,
             "dl_config.per_server_watermark": 6,
             "dl_config.checkpoint_interval": 3,
         }
     )
+    study.configure({name.replace("__", "."): value for name, value in changes.items()})
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "Reservoir"])
+def test_a_server_that_is_killed_in_the_middle_goes_on_with_model_buffer_and_ledger(kind, study):
+    configure(study, dl_config__buffer=kind)
     launcher = study.start()
     study.wait_until(lambda: newest(study) >= 6, "the second checkpoint")
     os.kill(study.process("melissa.server"), signal.SIGKILL)
@@ -70,3 +88,32 @@ def test_a_server_that_is_killed_in_the_middle_goes_on_with_model_buffer_and_led
     events.Reload()
     steps = [event.step for event in events.Scalars("Loss/train")]
     assert steps == list(range(1, study.report["batches"] + 1)), "the run goes on, each batch once"
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_rank_of_two_is_killed_both_go_on_from_the_same_batch(killed, study):
+    configure(
+        study,
+        dl_config__buffer="Reservoir",
+        launcher_config__scheduler="openmpi",
+        launcher_config__scheduler_arg=["--oversubscribe"],
+        launcher_config__scheduler_arg_server=["-n", "2"],
+    )
+    launcher = study.start()
+    study.wait_until(lambda: newest(study, 2) >= 6, "the second checkpoint")
+    os.kill(server_rank(study, killed), signal.SIGKILL)
+    result = study.wait(launcher)
+    assert result.returncode == 0, study.logs()
+    assert "the server is started again: restart 1" in result.stderr
+    ledger = study.balance()
+    assert ledger["declared"] == NB_SIMULATIONS * NB_TIME_STEPS
+    # The ranks end together: what one has left then is said.
+    assert ledger["trained"] + ledger["dropped"]["untrained"] == ledger["declared"]
+    assert study.report["simulations"]["finished"] == NB_SIMULATIONS
+    second = [notes(study, 2, rank) for rank in range(2)]
+    assert second[0] == second[1], "equal weights at each batch"
+    start = min(second[0])
+    assert start > 6
+    first = notes(study, 1)
+    if start in first:
+        assert second[0][start] == first[start], "the model is that of the checkpoint"
