@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
     from melissa.server.deep_learning.frameworks import FrameworkType
     from melissa.server.deep_learning.reservoir import FIFO, FIRO, BatchReservoir, Reservoir
+    from melissa.server.deep_learning.tf_server import TFServer
     from melissa.server.deep_learning.torch_server import TorchServer
     from melissa.server.parameters import HaltonGenerator, LHSGenerator, ParameterSamplerType, RandomUniform
     from melissa.server.simulation import SimulationData
@@ -68,6 +69,7 @@ __all__ = [
     "ServerLostError",
     "SimulationData",
     "StudyStopped",
+    "TFServer",
     "TorchServer",
     "TrainingBufferError",
     "TrainingError",
@@ -91,6 +93,7 @@ _MODULE_OF = {
     "RandomUniform": "melissa.server.parameters",
     "Reservoir": "melissa.server.deep_learning.reservoir",
     "SimulationData": "melissa.server.simulation",
+    "TFServer": "melissa.server.deep_learning.tf_server",
     "TorchServer": "melissa.server.deep_learning.torch_server",
     "rank_zero_only": "melissa.server.deep_learning.base_dl_server",
 }

