@@ -62,3 +62,36 @@ def test_ranks_agree_on_progress_log_for_themselves_and_rank_0_alone_validates(o
         tags = set(events.Tags()["scalars"])
         assert {"samples_per_second", "buffer_size", "put_time", "put_get_inc", "trainer_wait_share"} <= tags
         assert ("samples_per_second_all_ranks" in tags) == (rank == 0)
+
+
+def test_ranks_do_not_take_one_for_dead_that_validates_for_long(on_two_ranks):
+    study = on_two_ranks
+    study.server(
+        """
+        import ctypes
+
+
+        class Server(PlainServer):
+            def prepare_training_attributes(self):
+                self.valid_dataloader = ["hold the interpreter"]
+                return super().prepare_training_attributes()
+
+            def validation_step(self, batch, valid_batch_idx, batch_idx):
+                ctypes.PyDLL(None).sleep(4)
+
+            def on_train_end(self):
+                pass
+        """
+    )
+    # Launcher and ranks take a server, or a rank, for dead that they do not hear for 2 s.
+    study.configure(
+        {
+            "launcher_config.server_timeout": 1.0,
+            "study_options.validation_sweep_size": 0,
+            "dl_config.buffer": "FIFO",
+            "dl_config.nb_batches_update": 10,
+        }
+    )
+    study.succeed()
+    assert "is gone" not in study.server_log
+    assert study.report["batches"] >= 20

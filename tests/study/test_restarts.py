@@ -1,6 +1,7 @@
 """Studies whose server is killed in the middle: the launcher starts it again, and it goes on."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -117,3 +118,39 @@ def test_when_a_rank_of_two_is_killed_both_go_on_from_the_same_batch(killed, stu
     first = notes(study, 1)
     if start in first:
         assert second[0][start] == first[start], "the model is that of the checkpoint"
+
+
+def test_after_a_restart_simulations_for_validation_run_again_and_those_of_training_go_on(study):
+    study.solver(SOLVER)
+    study.server(
+        "import os, time"
+        + NOTING
+        + """
+    def validation_step(self, batch, valid_batch_idx, batch_idx):
+        with open("validated.txt", "a") as file:
+            print(os.environ["MELISSA_STUDY_EPOCH"], *sorted(batch[0][:, 0].tolist()), file=file)
+        return super().validation_step(batch, valid_batch_idx, batch_idx)
+""",
+        base="learning",
+    )
+    study.configure(
+        {
+            "study_options.parameter_sweep_size": NB_SIMULATIONS,
+            "study_options.validation_sweep_size": 1,
+            "study_options.nb_time_steps": NB_TIME_STEPS,
+            "dl_config.per_server_watermark": 6,
+            "dl_config.nb_batches_update": 3,
+        }
+    )
+    launcher = study.start()
+    study.wait_until(lambda: newest(study) >= 6, "the second checkpoint")
+    os.kill(study.process("melissa.server"), signal.SIGKILL)
+    assert study.wait(launcher).returncode == 0, study.logs()
+    study.expect_ledger(NB_SIMULATIONS * NB_TIME_STEPS)
+    drawn = re.findall(r"validation simulation 4 runs .* with parameters (.*)\n", study.server_log)
+    assert len(drawn) == 2
+    assert drawn[0] == drawn[1]
+    slope = float(drawn[0].split(", ")[0])
+    lines = [line.split() for line in study.read("validated.txt").splitlines()]
+    assert {line[0] for line in lines} >= {"2"}
+    assert all(float(value) == pytest.approx(slope, rel=1e-6) for line in lines for value in line[1:])
