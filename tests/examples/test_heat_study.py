@@ -50,10 +50,11 @@ def test_the_mean_field_counts_each_sample_once() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["config_heat.json", "config_heat_2ranks.json"])
 def test_a_small_study_leaves_a_surrogate_pictures_and_a_report_that_adds_up(
-    heat_folder: Path, tmp_path: Path
+    name: str, heat_folder: Path, tmp_path: Path
 ) -> None:
-    with (heat_folder / "config_heat.json").open() as file:
+    with (heat_folder / name).open() as file:
         config = rapidjson.load(file, parse_mode=CONFIG_PARSE_MODE)
     config["output_dir"] = str(tmp_path / "output")
     config["study_options"] |= {"parameter_sweep_size": 4, "validation_simulations": 2}
@@ -64,6 +65,8 @@ def test_a_small_study_leaves_a_surrogate_pictures_and_a_report_that_adds_up(
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(Path(melissa.__file__).parents[1]),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     done = subprocess.run(
         [*command, "--project_dir", str(heat_folder)],
