@@ -265,6 +265,30 @@ def test_a_new_study_in_the_same_folder_forgets_the_checkpoints_of_the_one_befor
     assert (tmp_path / "out/checkpoints/mine.txt").exists()
 
 
+OWN_LOOP = """
+    def train(self):
+        batch, batch_idx = [], self.batch_offset
+        for _ in self.dataset:
+            batch.append(_)
+            if len(batch) == self.batch_size:
+                batch_idx += 1
+                self.train_and_die(batch_idx)
+                batch = []
+                if batch_idx % 5 == 0:
+                    self.checkpoint_state()
+"""
+
+
+def test_a_loop_of_the_study_s_own_goes_on_when_it_saves_its_state(start, tmp_path):
+    options = kind_of_buffer(KINDS["FIFO"])
+    die(start(study=dying(BETWEEN_TWO) + OWN_LOOP, **options))
+    newest = newest_of(tmp_path)
+    server = start(epoch=2, study=dying("False") + OWN_LOOP, **options)
+    report = finish(server)
+    _, everything = after_the_restart(tmp_path, report, newest)
+    assert len(everything) == len(ALL)
+
+
 def test_two_checkpoints_are_kept(start, tmp_path):
     finish(start(study=dying("bool(time.sleep(0.02))"), **kind_of_buffer(KINDS["FIFO"])))
     kept = sorted(path.name for path in (tmp_path / "out/checkpoints/melissa").iterdir())

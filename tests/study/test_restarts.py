@@ -154,3 +154,26 @@ def test_after_a_restart_simulations_for_validation_run_again_and_those_of_train
     lines = [line.split() for line in study.read("validated.txt").splitlines()]
     assert {line[0] for line in lines} >= {"2"}
     assert all(float(value) == pytest.approx(slope, rel=1e-6) for line in lines for value in line[1:])
+
+
+def test_a_study_that_is_told_to_end_goes_on_where_it_was_when_it_is_started_again(study):
+    configure(
+        study,
+        dl_config__buffer="Reservoir",
+        dl_config__checkpoint_interval=10_000,
+        launcher_config__scheduler="openmpi",
+        launcher_config__scheduler_arg=["--oversubscribe"],
+        launcher_config__scheduler_arg_server=["-n", "2"],
+    )
+    launcher = study.start()
+    study.wait_until(lambda: len(notes(study, 1, rank=1)) > 8, "some batches")
+    launcher.send_signal(signal.SIGTERM)
+    assert study.wait(launcher).returncode == 128 + signal.SIGTERM, study.logs()
+    batch = newest(study, 2)
+    assert batch == max(notes(study, 1)), "the last batch, and no other, has a checkpoint"
+    result = study.wait(study.start())
+    assert result.returncode == 0, study.logs()
+    assert min(notes(study, 2)) == batch + 1
+    ledger = study.balance()
+    assert ledger["declared"] == NB_SIMULATIONS * NB_TIME_STEPS
+    assert ledger["trained"] + ledger["dropped"]["untrained"] == ledger["declared"]

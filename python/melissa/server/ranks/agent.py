@@ -91,6 +91,7 @@ class RankAgent:
         self._heard_at = time.monotonic()
         self._figures_at = 0.0
         self._stop_told = False
+        self._reception_is_to_stop = False
         self._was_over = False
         self._failure: RankFailure | None = None
         self._lock = threading.Lock()
@@ -222,10 +223,9 @@ class RankAgent:
                 logger.warning("rank 0 has lifted the watermark: training starts with what is there")
                 self._local().buffer.lift_watermark()
             case StopStudy(reason, status):
-                self._stop_told = True
+                self._stop_told = self._reception_is_to_stop = True
                 self._ending.stop(reason, status)
-                if self._reception is not None:
-                    self._reception.receiver.stop()
+                self._stop_reception()
             case RankFailure():
                 self._failed(message)
             case EndOfStudy():
@@ -235,7 +235,14 @@ class RankAgent:
             case _:
                 raise FatalError(f"rank 0 sent {type(message).__name__}, which only other ranks do")
 
+    def _stop_reception(self) -> None:
+        """End reception as rank 0 has said; a checkpoint that training is about to take comes first."""
+        if self._reception_is_to_stop and self._reception is not None and not self._ending.holds_reception():
+            self._reception_is_to_stop = False
+            self._reception.receiver.stop()
+
     def _look_around(self) -> None:
+        self._stop_reception()
         if self._ending.stop_reason is not None and not self._stop_told:
             self._stop_told = True
             self._tell(StopWanted(self._ending.stop_reason, self._ending.stop_status))
