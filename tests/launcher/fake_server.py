@@ -127,7 +127,8 @@ def die(*lives):
     """Die in each start as `lives` says, one word for each; finish in the start after them.
 
     "<batches>" reports so many batches first; "early" dies before it registers, by a signal; "exit" by its
-    status; "silent" goes on without a word; "rank" tells of a rank that is gone.
+    status; "silent" goes on without a word; "terminated" ends in order, by a signal; "rank" tells of a rank
+    that is gone.
     """
     restart = int(os.environ["MELISSA_RESTART"])
     assert restart == int(os.environ["MELISSA_STUDY_EPOCH"]) - 1
@@ -147,6 +148,9 @@ def die(*lives):
         pass
     if life == "silent":
         time.sleep(1000)
+    if life == "terminated":
+        channel.send(Finished(143, REPORT).to_dict())
+        sys.exit(143)
     if life == "rank":
         channel.send(Failure("RankLostError", "rank 1 is gone", is_death=True).to_dict())
         time.sleep(1000)

@@ -41,8 +41,8 @@ def test_everything_of_the_dead_server_has_ended_before_the_next_one_starts(stud
     assert not (study.output / "overlap").exists()
 
 
-@pytest.mark.parametrize("life", ["silent", "rank"])
-def test_a_server_that_hangs_or_has_lost_a_rank_is_ended_and_started_again(study, life):
+@pytest.mark.parametrize("life", ["silent", "rank", "terminated"])
+def test_a_server_that_hangs_has_lost_a_rank_or_was_terminated_is_started_again(study, life):
     study.solver("sleep 1000")
     study.start(f"die {life}", server_timeout=0.5, **TOLERANT)
     study.wait_for_log("restart 1")

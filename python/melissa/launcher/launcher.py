@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 import selectors
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ FINISH_TIMEOUT = 60.0
 END_GRACE = 1.0
 END_TIMEOUT = 5.0
 _SERVER_STDERR_LINES = 60
+_TERMINATED = 128 + signal.SIGTERM
+"""Status of a server that SIGTERM has ended in order."""
 
 
 class Phase(enum.Enum):
@@ -526,6 +529,10 @@ class Launcher:
             self._enter(Phase.RUNNING)
 
     def _finish(self, status: int, report: dict[str, Any]) -> None:
+        if status == _TERMINATED and self._ending is None:
+            # At the end of its job's time, say: it has written a checkpoint, from which the next one goes on.
+            self._server_died("the server was ended by SIGTERM, which was not the launcher's")
+            return
         self._report = report
         if status != 0:
             self._conclude(1, f"the server ended the study with status {status}")
