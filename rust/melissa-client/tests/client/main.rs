@@ -5,5 +5,6 @@ mod failing;
 mod local;
 mod ranks;
 mod ranks_by_hand;
+mod ranks_property;
 mod sending;
 mod server;

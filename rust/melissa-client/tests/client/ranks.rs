@@ -15,9 +15,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Elements of the one field over all ranks of a client.
-const ELEMENTS: usize = 12;
+pub const ELEMENTS: usize = 12;
 
-fn fifo(capacity: usize, assembly_slots: usize) -> BufferConfig {
+pub fn fifo(capacity: usize, assembly_slots: usize) -> BufferConfig {
     BufferConfig {
         kind: Kind::Fifo,
         capacity,
@@ -31,14 +31,19 @@ fn fifo(capacity: usize, assembly_slots: usize) -> BufferConfig {
 }
 
 /// A server of several ranks, each with a session and a buffer of its own.
-struct Server {
-    ranks: Vec<(Session, Arc<Buffer>)>,
+pub struct Server {
+    pub ranks: Vec<(Session, Arc<Buffer>)>,
     /// The latest state of each simulation that has changed, per rank.
     states: Vec<Mutex<HashMap<u32, SimulationState>>>,
 }
 
 impl Server {
-    fn start(nb_ranks: u32, planned: u32, buffer: BufferConfig, change: impl Fn(&mut SessionConfig)) -> Self {
+    pub fn start(
+        nb_ranks: u32,
+        planned: u32,
+        buffer: BufferConfig,
+        change: impl Fn(&mut SessionConfig),
+    ) -> Self {
         let start = |rank| {
             let mut config = SessionConfig {
                 data_type: DataType::F64,
@@ -59,11 +64,11 @@ impl Server {
         server
     }
 
-    fn sessions(&self) -> impl Iterator<Item = &Session> {
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
         self.ranks.iter().map(|(session, _)| session)
     }
 
-    fn address(&self) -> String {
+    pub fn address(&self) -> String {
         self.sessions().map(Session::address).collect::<Vec<_>>().join(",")
     }
 
@@ -95,14 +100,14 @@ impl Server {
         self.confirm_on_all(simulation);
     }
 
-    fn confirm_on_all(&self, simulation: u32) {
+    pub fn confirm_on_all(&self, simulation: u32) {
         for session in self.sessions() {
             session.confirm(simulation).unwrap();
         }
     }
 
     /// The time steps of one simulation that a rank's buffer gives until the end of data.
-    fn drain(&self, rank: usize) -> Vec<SampleKey> {
+    pub fn drain(&self, rank: usize) -> Vec<SampleKey> {
         let (session, buffer) = &self.ranks[rank];
         let mut keys = Vec::new();
         loop {
@@ -119,12 +124,12 @@ impl Server {
         }
     }
 
-    fn close(&self) -> Vec<Sums> {
+    pub fn close(&self) -> Vec<Sums> {
         self.sessions().map(|session| session.close_ledger(Reason::Untrained)).collect()
     }
 }
 
-fn connect(
+pub fn connect(
     address: &str,
     simulation: u32,
     attempt: u32,
@@ -145,7 +150,7 @@ fn connect_with_field(address: &str, simulation: u32, elements: usize) -> Client
 }
 
 /// Values that no other element has.
-fn values(simulation: u32, step: u64) -> Vec<f64> {
+pub fn values(simulation: u32, step: u64) -> Vec<f64> {
     (0..ELEMENTS).map(|element| f64::from(simulation) * 1e6 + step as f64 * 1e3 + element as f64).collect()
 }
 
@@ -182,7 +187,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
     }
 }
 
-fn steps_of(keys: &[SampleKey], simulation: u32) -> Vec<u64> {
+pub fn steps_of(keys: &[SampleKey], simulation: u32) -> Vec<u64> {
     keys.iter().filter(|key| key.simulation == simulation).map(|key| key.time_step).collect()
 }
 
