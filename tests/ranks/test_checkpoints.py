@@ -170,27 +170,6 @@ say_what_is_loaded()
     assert "the checkpoint after batch 20 could not be written: [Errno 28] No space left" in log
 
 
-def test_ranks_that_drain_apart_have_a_checkpoint_of_what_all_have_written(tmp_path):
-    told, _ = said(
-        tmp_path,
-        2,
-        """
-writer = make_writer()
-for batch in range(10, 110 if comm.rank == 0 else 30, 10):
-    write(writer, batch, agrees=False)
-    writer.wait()
-comm.barrier()
-say_what_is_there()
-say_what_is_loaded()
-""",
-    )
-    for rank, (there, newest) in enumerate(told):
-        assert there["20"] == [0, 1]
-        # The rank that goes on keeps no more than some parts that nobody completes.
-        assert len([batch for batch, ranks in there.items() if ranks == [0]]) <= 4, there
-        assert newest == [20, [20, 21, 22], 7, rank]
-
-
 def test_another_number_of_ranks_is_refused_with_both(tmp_path):
     said(tmp_path, 2, "written(make_writer(), 10)")
     result, _ = under_mpi.run(tmp_path, 1, "import json\n" + PROGRAM + "say_what_is_loaded()")

@@ -110,6 +110,25 @@ def test_a_checkpoint_is_not_replaced_by_weights_that_are_nan(server, tmp_path):
     assert torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)["batch"] == 3
 
 
+def test_a_model_that_was_just_saved_is_not_written_twice(server, tmp_path):
+    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+    server.training_step = lambda batch, batch_idx: None
+    model, rank = tmp_path / "checkpoints" / "model.pt", tmp_path / "8" / "rank0"
+    server._training_step(None, 8)
+    server.checkpoint(8)
+    server._checkpoint_model(rank)
+    assert (rank / "model.pt").samefile(model)
+    assert (rank / "random_states_0.pt").is_file()
+    # One batch later it is another model, and the older one stays what it is.
+    before = (rank / "model.pt").read_bytes()
+    server._training_step(None, 9)
+    torch.nn.init.zeros_(server.model.weight)
+    server._checkpoint_model(tmp_path / "9" / "rank0")
+    server.checkpoint(9)
+    assert (rank / "model.pt").read_bytes() == before
+    assert torch.load(tmp_path / "9" / "rank0" / "model.pt", weights_only=True)["batch"] == 9
+
+
 def test_a_checkpoint_of_another_model_is_refused(server):
     server.model, server.optimizer = torch.nn.Linear(2, 1), None
     server.checkpoint(3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL_NAME",
+    "link_or_copy",
     "load_model",
     "load_random_states",
     "on_cpu",
@@ -54,6 +56,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def link_or_copy(path: Path, name: Path) -> None:
+    """Give a written file another name, or a copy where the file system has no links.
+
+    `save` replaces files and never changes one, so what is linked stays what it is.
+    """
+    name.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
 
 
 def unwrap(model: Any) -> Any:

@@ -91,6 +91,7 @@ class TorchServer(DeepMelissaServer):
         self._place: Place | None = None
         self._has_own_group = False
         self._batch_idx = 0
+        self._saved_model = 0, Path()
         self._is_training = False
         self._states_at_start: dict[str, Any] | None = None
         if self.comm_size > 1:
@@ -363,6 +364,10 @@ class TorchServer(DeepMelissaServer):
         if self.rank == 0:
             file = folder / torch_checkpoint.MODEL_NAME
             torch_checkpoint.save_model(file, self._model, self._optimizer, batch_idx)
+            self._saved_model = batch_idx, file
+        self._write_random_states(folder)
+
+    def _write_random_states(self, folder: Path) -> None:
         states = torch_checkpoint.random_states(self.device)
         torch_checkpoint.save(folder / torch_checkpoint.random_states_name(self.rank), states)
 
@@ -385,7 +390,14 @@ class TorchServer(DeepMelissaServer):
 
     def _checkpoint_model(self, folder: Path) -> None:
         """Write what a checkpoint of the whole server needs of the model into this rank's `folder`."""
-        if self._model is not None:
+        if self._model is None:
+            return
+        batch_idx, saved = self._saved_model
+        if self.rank == 0 and batch_idx == self._batch_idx > 0:
+            # `checkpoint` has written it after this very batch: one file may have two names.
+            torch_checkpoint.link_or_copy(saved, folder / torch_checkpoint.MODEL_NAME)
+            self._write_random_states(folder)
+        else:
             self._write_checkpoint(folder, self._batch_idx)
 
     def _restore_model(self, folder: Path) -> None:
