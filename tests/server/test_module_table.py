@@ -6,6 +6,8 @@ attribute that it reads is not to disappear unnoticed.
 
 import importlib
 import inspect
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ MODULES = {
     ),
     "melissa.server.deep_learning.train_workflow": "TrainingWorkflowMixin",
     "melissa.server.deep_learning.torch_server": "TorchServer checkpoint",
+    "melissa.server.deep_learning.tf_server": "TFServer",
     "melissa.server.deep_learning.dataset": "MelissaIterableDataset make_dataset make_dataloader",
     "melissa.server.deep_learning.reservoir": (
         "BaseQueue FIFO FIRO Reservoir BatchReservoir BufferType make_buffer"
@@ -66,6 +69,7 @@ CALLS = {
     "melissa.server.deep_learning.base_dl_server:DeepMelissaServer": {"config_dict": ...},
     "melissa.server.deep_learning.torch_server:TorchServer": {"config_dict": ...},
     "melissa.server.offline_server:OfflineServer": {"config_dict": ...},
+    "melissa.server.deep_learning.tf_server:TFServer": {"config_dict": ...},
     "melissa.server.deep_learning.reservoir:make_buffer": {
         "buffer_size": ...,
         "buffer_t": BufferType.FIFO,
@@ -177,6 +181,29 @@ def test_study_code_can_name_the_arguments_that_it_gives(path):
 @pytest.mark.parametrize("enumeration", MEMBERS)
 def test_members_of_enumerations_have_their_numbers(enumeration):
     assert {member.name: member.value for member in enumeration} == MEMBERS[enumeration]
+
+
+def test_ranks_from_slurms_environment_have_their_names(monkeypatch):
+    slurm = {
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_CPUS_PER_TASK": "3",
+        "SLURM_JOB_ID": "17",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "node7",
+        "SLURM_JOB_NODELIST": "node7",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "melissa.utility.idr_torch", raising=False)
+    idr_torch = importlib.import_module("melissa.utility.idr_torch")
+    assert (idr_torch.rank, idr_torch.local_rank, idr_torch.size, idr_torch.cpus_per_task) == (1, 1, 2, 3)
+    assert idr_torch.hostnames == ["node7"]
+    assert {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
 
 def test_states_of_a_job_have_their_names():

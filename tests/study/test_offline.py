@@ -51,6 +51,7 @@ def test_solvers_that_send_run_without_a_server_that_receives(study, server):
     study.solver(SOLVER)
     if server is OFFLINE_SERVER:
         del study.config["dl_config"]
+    study.configure({"study_options.validation_sweep_size": 3})
     result = study.run()
     assert result.returncode == 0, study.logs()
     assert simulations(study) == {"planned": 4, "finished": 4, "failed": 0, "resubmitted": 0}

@@ -169,6 +169,7 @@ def _run_simulations(server: BaseServer) -> None:
         f"{server.nb_simulations} simulations are planned; the study is offline: clients send nothing, and a "
         "simulation is done when its job has ended with status 0"
     )
+    server._nb_validation = 0  # nobody would look at what they send
     server._progress.phase = "running simulations"
     link.send(Register([], os.getpid(), server.comm_size))
     jobs = JobsOnly(server.nb_simulations)

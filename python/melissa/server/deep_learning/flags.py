@@ -20,6 +20,10 @@ class TrainingFlag(enum.IntFlag):
     """Somebody wants a checkpoint after the batch before this one."""
 
 
+# Plain numbers: operations of an enumeration take as long as everything else that is done per batch.
+_NO_BATCH, _CHECKPOINT = int(TrainingFlag.NO_BATCH), int(TrainingFlag.CHECKPOINT)
+
+
 class BatchFlags:
     """One agreement of all ranks per batch, also on how much of training is done.
 
@@ -34,26 +38,26 @@ class BatchFlags:
         self._ending = ending
         self._share = share or TrainingShare()
         self._posted: FlagsRequest | None = None
-        self._agreed = TrainingFlag(0)
+        self._agreed = 0
 
     @property
     def has_ended(self) -> bool:
         """Whether the ranks have agreed that one of them has no batch."""
-        return TrainingFlag.NO_BATCH in self._agreed
+        return bool(self._agreed & _NO_BATCH)
 
     @property
     def checkpoint_wanted(self) -> bool:
         """Whether some rank wanted a checkpoint, as of the last agreement."""
-        return TrainingFlag.CHECKPOINT in self._agreed
+        return bool(self._agreed & _CHECKPOINT)
 
     def post(self, has_batch: bool) -> None:
         """Give this rank's share for the batch that it has fetched, or could not fetch."""
-        mine = TrainingFlag(0)
-        if not has_batch:
-            mine |= TrainingFlag.NO_BATCH
+        mine = 0 if has_batch else _NO_BATCH
         if self._ending.checkpoint_wanted:
-            mine |= TrainingFlag.CHECKPOINT
-        self._posted = self._comm.flags(mine, self._share.here())
+            mine |= _CHECKPOINT
+        # The note is rank 0's; a rank that is alone looks at its share when somebody asks for it.
+        tells = self._comm.size > 1 and self._comm.rank == 0
+        self._posted = self._comm.flags(mine, self._share.here() if tells else 0.0)
 
     def agree(self, has_batch: bool) -> bool:
         """Complete what was posted, or give `has_batch` as this rank's share; say whether all have one."""
@@ -62,9 +66,8 @@ class BatchFlags:
         if self._posted is None:
             self.post(has_batch)
             assert self._posted is not None
-        mask, share = self._posted.result()
+        self._agreed, share = self._posted.result()
         self._posted = None
-        self._agreed = TrainingFlag(mask)
         self._share.raise_to(share)
         return not self.has_ended
 
