@@ -72,6 +72,7 @@ def test_an_mpiexec_of_another_mpi_starts_ranks_that_are_alone_which_is_an_error
 LOOP = """
     from types import SimpleNamespace
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+    from melissa.server.deep_learning.checkpointing import BatchesAhead
     from melissa.server.deep_learning.flags import BatchFlags
     from melissa.server.deep_learning.lanes import Delivery
     from melissa.server.deep_learning.training_loop import run_training
@@ -93,6 +94,8 @@ LOOP = """
         def __init__(self):
             self._ending = StudyEnding()
             self._flags = BatchFlags(comm, self._ending)
+            self._ahead = BatchesAhead()
+            self.comm = comm
             self._accounting = SimpleNamespace(trained=self.trained, waited=lambda seconds: None)
             self.done = []
         def trained(self, samples):
@@ -102,6 +105,8 @@ LOOP = """
             comm.barrier()
         def other_processes_finished(self, batch_idx):
             return not self._flags.agree(self._has_batch)
+        def _drain(self, source, delivery, batch_idx):
+            return False
         def _checkpoint_on_request(self, batch_idx):
             self._ending.checkpoint_wanted = False
             say("checkpoint after", batch_idx)
