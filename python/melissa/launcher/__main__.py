@@ -126,7 +126,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.example is not None:
         name, folder = options.example[0], Path(options.example[1])
         files = copy_example(name, folder)
-        print(f"The example {name} is in {folder}: {len(files)} files. To run it:\n\n{next_steps(folder)}\n")
+        steps = next_steps(name, folder)
+        print(f"The example {name} is in {folder}: {len(files)} files. To run it:\n\n{steps}\n")
         return 0
     if options.config_name is None:
         parser.error("which study? Name its configuration with --config_name, or try --example heat-pde DIR")

@@ -12,6 +12,9 @@ __all__ = ["ExampleError", "copy_example", "example_names", "next_steps"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
+NEEDS = {"heat-jax": ("jax", ("jax",)), "heat-tensorflow": ("tensorflow", ("tensorflow",))}
+"""Extras of the package that an example needs, and the modules that show whether they are there."""
+
 
 class ExampleError(MelissaError):
     """An example is not there, or cannot be copied to the folder that was named."""
@@ -62,10 +65,11 @@ def _files(source: Path) -> list[Path]:
     )
 
 
-def next_steps(folder: Path) -> str:
-    """Return what to type to run the example in `folder`, and to install first what is not there."""
+def next_steps(name: str, folder: Path) -> str:
+    """Return what to type to run the example `name` in `folder`, and to install first what is not there."""
     configuration = min(folder.glob("*.json"))
     lines = [f"cd {folder}", f"melissa-launcher --config_name {configuration.name}"]
-    if any(importlib.util.find_spec(module) is None for module in ("torch", "matplotlib")):
-        lines.insert(0, 'pip install "melissa-dl[torch,examples]"')
+    extras, modules = NEEDS.get(name, ("torch,examples", ("torch", "matplotlib")))
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        lines.insert(0, f'pip install "melissa-dl[{extras}]"')
     return "\n".join(f"    {line}" for line in lines)
