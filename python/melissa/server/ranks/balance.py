@@ -58,7 +58,7 @@ class RankBalance:
             return
         if low.population < low.watermark and not self._has_lifted:
             self._lift(full, low)
-        elif low.waits_for_data and low.population < self._batch_size:
+        elif self._is_hungry(low):
             # Every client that has a job waits for room; one that waits for something else may yet go on.
             is_sure = sum(int(each.counters.get("samples_waiting", 0)) for each in ranks) >= len(live)
             if is_sure or (self._patience is not None and quiet > self._patience):
@@ -67,6 +67,10 @@ class RankBalance:
     @staticmethod
     def _is_full(rank: RankFigures) -> bool:
         return rank.population >= rank.capacity > 0 and rank.counters.get("samples_waiting", 0) > 0
+
+    def _is_hungry(self, rank: RankFigures) -> bool:
+        waits = rank.waits_for_data or rank.phase == "waiting for the watermark"
+        return waits and rank.population < self._batch_size
 
     def _lift(self, full: RankFigures, low: RankFigures) -> None:
         self._has_lifted = True
