@@ -86,7 +86,6 @@ def kind_of_buffer(kind, **changes):
 
 KINDS = {
     "FIFO": {"buffer": "FIFO", "buffer_size": 16},
-    "FIRO": {"buffer": "FIRO", "buffer_size": 16, "per_server_watermark": 6},
     "passes": {
         "buffer": "FIRO",
         "buffer_size": SIMULATIONS * STEPS,
@@ -94,7 +93,6 @@ KINDS = {
         "pseudo_epochs": 2,
     },
     "Reservoir": {"buffer": "Reservoir", "buffer_size": 16, "per_server_watermark": 8},
-    "BatchReservoir": {"buffer": "BatchReservoir", "buffer_size": 16, "per_server_watermark": 8},
 }
 
 

@@ -93,6 +93,7 @@ class CheckpointWriter:
         self._study = study
         self._flush_logs = flush_logs
         self._thread: threading.Thread | None = None
+        self._skip_told: tuple[int | None, _Obstacle] | None = None
         self.last_batch: int | None = None
         """The batch after which the last checkpoint was taken."""
 
@@ -126,12 +127,14 @@ class CheckpointWriter:
             if _Obstacle.BUSY in obstacles:
                 which = f"that of batch {self.last_batch}" if self.is_busy else "another rank's"
                 why = f"{which} is still being written"
-            logger.info(f"the checkpoint after batch {batch} is skipped: {why}")
+            # Said once for each reason: batches may be short.
+            is_news = self._skip_told != (self.last_batch, obstacles)
+            self._skip_told = self.last_batch, obstacles
+            level = logging.INFO if is_news else logging.DEBUG
+            logger.log(level, f"the checkpoint after batch {batch} is skipped: {why}")
             return False
         begin = time.perf_counter()
         try:
-            if self._comm.rank == 0:
-                self._folder.prune(self._comm.size)
             unfinished = self._folder.begin(batch, self._comm.rank)
             cut = data.cut()
             paused = time.perf_counter() - begin
