@@ -123,7 +123,14 @@ def test_the_files_of_a_study_are_where_they_belong(finished):
     files = {str(path.relative_to(finished.output)) for path in finished.output.rglob("*") if path.is_file()}
     events = {name for name in files if name.startswith("tensorboard/gpu_0/events.out.tfevents.")}
     assert len(events) == 1
-    assert files - events == {
+    # The newest state of the server, and the one before it: of the fourth batch, or an earlier one if that
+    # was still being written then.
+    states = {name for name in files if name.startswith("checkpoints/melissa/")}
+    assert {Path(name).name for name in states} == {"buffer.safetensors", "manifest.json"}
+    batches = {name.split("/")[2] for name in states}
+    assert "00000005" in batches
+    assert len(batches) == 2
+    assert files - events - states == {
         "study.json",
         "study_report.json",
         "melissa_launcher.log",
