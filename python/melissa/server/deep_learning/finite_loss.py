@@ -40,8 +40,8 @@ class LossCheck:
                 return
             loss = loss.detach().item()
         elif hasattr(loss, "numpy"):
-            # TensorFlow's; on the CPU at the end of the step, or soon.
-            loss = loss.numpy().item() if loss.shape.num_elements() == 1 else None
+            is_late = "GPU" in loss.device and batch_idx % max(1, period)
+            loss = None if is_late or loss.shape.num_elements() != 1 else loss.numpy().item()
         if isinstance(loss, Real) and not math.isfinite(loss):
             raise TrainingError(_text(f"training_step returned a loss of {loss} at batch {batch_idx}"))
 
