@@ -118,3 +118,27 @@ def test_in_an_allocation_a_server_of_two_ranks_is_one_step(study):
     run_in_allocation(study, 4)
     study.expect_ledger(4 * 5)
     assert len(study.report["ranks"]) == 2
+
+
+def test_two_ranks_train_data_parallel_as_slurm_s_environment_says(study):
+    study.configure(TWO_RANKS | {"dl_config.setup_slurm_ddp": True})
+    study.server(
+        """
+        import os
+
+        from melissa.server.deep_learning.base_dl_server import rank_zero_only
+
+        class Server(LearningServer):
+            def on_train_start(self):
+                assert torch.distributed.get_world_size() == 2
+                assert os.environ["MASTER_PORT"]
+
+            @rank_zero_only
+            def on_train_end(self):
+                super().on_train_end()
+        """,
+        base="learning",
+    )
+    study.succeed()
+    assert [rank["ledger"]["trained"] for rank in study.report["ranks"]] == [10, 10]
+    assert study.seen["counts"] == [1] * 10
