@@ -16,6 +16,7 @@ from melissa.server.checkpoint.writing import CheckpointWriter, DataPlane
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.distribution import steps_of_rank
 from melissa.server.environment import StudyEnvironment
+from melissa.server.simulation import SimulationStatus
 
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
@@ -131,6 +132,11 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
     if server.rank == 0:
         folder.forget_newer(manifest.batch)
         advance_sampler(server._draw, restored.study)
+    else:
+        # On rank 0 the control thread's part tells of them.
+        for known in restored.simulations:
+            if known.status is SimulationStatus.FINISHED:
+                server._simulation_finished(known)
     server.comm.barrier()
     again = sum(not simulation.is_final for simulation in restored.simulations)
     logger.info(

@@ -50,6 +50,8 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
         if now - reminder > REMINDER_PERIOD:
             reminder = now
             logger.info(f"training has waited {now - start:.0f} s for data: {server._describe_study()}")
+    # The predefined training loop says so anew; one of the study's own has no last checkpoint to wait for.
+    ending.checkpoint_due = False
     population, watermark = len(buffer), server._progress.watermark
     if buffer.native.closed and population < watermark:
         logger.warning(
