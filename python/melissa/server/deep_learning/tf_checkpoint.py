@@ -173,6 +173,8 @@ def _read(group: Any, variables: list[Any], what: str) -> None:
 
 def save_states(path: Path, model: Any) -> None:
     """Write what this rank has alone: random states of Python, NumPy and TensorFlow, and moving means."""
+    # First: a generator that is not there yet takes its seed from Python's.
+    generators = _generator_states()
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states = {
@@ -184,7 +186,7 @@ def save_states(path: Path, model: Any) -> None:
         "numpy_position": np.asarray([position, has_gauss]),
         "numpy_cached": np.asarray(cached),
     }
-    states |= {f"generator_{index}": state.numpy() for index, state in enumerate(_generator_states())}
+    states |= {f"generator_{index}": state.numpy() for index, state in enumerate(generators)}
     states |= {f"local_{index}": v.numpy() for index, v in enumerate(local_variables(model))}
     with _replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **states)  # type: ignore[arg-type]
@@ -206,13 +208,14 @@ def load_states(path: Path, model: Any) -> None:
         logger.warning(f"there is no {path}: random numbers of this rank start anew")
         return
     with np.load(path, allow_pickle=False) as states:
+        generators = _generator_states()
         gauss = float(states["python_gauss"])
         numbers = tuple(states["python"].tolist())
         random.setstate((int(states["python_version"]), numbers, None if np.isnan(gauss) else gauss))
         position, has_gauss = states["numpy_position"].tolist()
         kind, cached = str(states["numpy_kind"]), float(states["numpy_cached"])
         np.random.set_state((kind, states["numpy"], position, has_gauss, cached))
-        for index, state in enumerate(_generator_states()):
+        for index, state in enumerate(generators):
             state.assign(states[f"generator_{index}"])
         for index, variable in enumerate(local_variables(model)):
             variable.assign(states[f"local_{index}"])
