@@ -3,9 +3,8 @@
 //! end, and the laws of the design hold in every state on the way.
 //!
 //! `server.rs` is the session's part, function by function as in `src/session/`; `buffer.rs` is what it sees of
-//! the training buffer; `model.rs` says what may happen when, and what must hold. With one server rank the model
-//! is what the code does. With two it is what the code has to do once it receives on several: see
-//! `docs/decisions/0005-promises-by-server-rank.md`.
+//! the training buffer; `model.rs` says what may happen when, and what must hold. Why clients join the server ranks in
+//! their order, and when a simulation is final: see `docs/decisions/0005-promises-by-server-rank.md`.
 //!
 //! `MELISSA_LONG=1` explores the large configurations too (`ci/verify/assembly.sh`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]

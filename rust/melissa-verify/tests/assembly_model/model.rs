@@ -60,6 +60,11 @@ pub enum Action {
         simulation: u8,
         server: u8,
     },
+    /// A server rank hears that a simulation is finished on all of them.
+    Confirm {
+        simulation: u8,
+        server: u8,
+    },
     /// The study is to be stopped, and a server rank hears of it.
     Stop,
     StopAt {
@@ -181,7 +186,7 @@ impl Study {
         let client = &state.clients[usize::from(simulation)];
         let heard = state.servers.iter().all(|server| {
             let entry = &server.simulations[usize::from(simulation)];
-            entry.status != Status::Open || entry.attempt > client.attempt
+            entry.settled || entry.attempt > client.attempt
         });
         if client.control == Control::Replaces && heard {
             let client = &mut state.clients[usize::from(simulation)];
@@ -193,7 +198,24 @@ impl Study {
 
     fn add_control(&self, state: &State, simulation: u8, actions: &mut Vec<Action>) {
         let client = &state.clients[usize::from(simulation)];
-        let open = |server: &Server| server.simulations[usize::from(simulation)].status == Status::Open;
+        let entry = |server: &Server| {
+            let entry = &server.simulations[usize::from(simulation)];
+            (entry.status, entry.settled, entry.attempt)
+        };
+        let open = |server: &Server| entry(server).0 == Status::Open;
+        let unsettled = |server: &Server| !entry(server).1;
+        // Of this attempt: what is finished was not opened again for the next.
+        let finished = state.servers.iter().all(|server| {
+            let (status, _, attempt) = entry(server);
+            status == Status::Finished && attempt == client.attempt
+        });
+        if finished && client.control != Control::GivesUp {
+            // One server rank after the other is told: the order matters to none of them.
+            if let Some(server) = state.servers.iter().position(unsettled) {
+                actions.push(Action::Confirm { simulation, server: server as u8 });
+            }
+            return;
+        }
         if client.control == Control::Runs
             && state.replacements > 0
             && !state.stopping
@@ -207,10 +229,10 @@ impl Study {
         for (server, entry) in (0..).zip(&state.servers) {
             let registered = entry.simulations[usize::from(simulation)].attempt;
             match client.control {
-                Control::Replaces if open(entry) && registered == client.attempt => {
+                Control::Replaces if unsettled(entry) && registered == client.attempt => {
                     actions.push(Action::Register { simulation, server });
                 }
-                Control::GivesUp if open(entry) => actions.push(Action::Finish { simulation, server }),
+                Control::GivesUp if unsettled(entry) => actions.push(Action::Finish { simulation, server }),
                 _ => {}
             }
         }
@@ -481,6 +503,10 @@ impl Model for Study {
             }
             Action::Finish { simulation, server } => {
                 self.turn(&mut state, server, false).settle(simulation, Status::Dropped);
+            }
+            Action::Confirm { simulation, server } => {
+                state.clients[usize::from(simulation)].control = Control::Confirms;
+                self.turn(&mut state, server, false).settle(simulation, Status::Finished);
             }
             Action::Stop => state.stopping = true,
             Action::StopAt { server } => self.turn(&mut state, server, false).stop(),

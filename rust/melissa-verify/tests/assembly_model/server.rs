@@ -301,14 +301,18 @@ impl Turn<'_> {
         if told && sent > complete {
             self.break_law(Law::AcknowledgedTooEarly);
         }
-        if all {
+        if all && self.config.servers == 1 {
             self.settle(simulation, Status::Finished);
+        } else if all {
+            self.end_run(simulation);
+            self.entry(simulation).status = Status::Finished;
         }
     }
 
     pub fn settle(&mut self, simulation: u8, status: Status) {
         self.end_run(simulation);
-        self.entry(simulation).status = status;
+        let entry = self.entry(simulation);
+        (entry.status, entry.settled) = (status, true);
         self.server.nb_final += 1;
         self.check_over();
     }
@@ -437,18 +441,22 @@ impl Turn<'_> {
 
     // control.rs
 
-    /// A higher attempt is registered: the one before is over.
+    /// A higher attempt is registered: the one before is over, be it finished here.
     pub fn register(&mut self, simulation: u8) {
         self.end_run(simulation);
-        self.entry(simulation).attempt += 1;
+        let entry = self.entry(simulation);
+        entry.attempt += 1;
+        entry.status = Status::Open;
     }
 
     pub fn stop(&mut self) {
         self.server.stopped = true;
         self.drop_waiting_samples(|_| true);
         for simulation in 0..self.config.sizes.len() as u8 {
-            if self.entry(simulation).status == Status::Open {
-                self.settle(simulation, Status::Dropped);
+            let Simulation { status, settled, .. } = *self.entry(simulation);
+            if !settled {
+                let finished = status == Status::Finished;
+                self.settle(simulation, if finished { Status::Finished } else { Status::Dropped });
             }
         }
     }

@@ -85,6 +85,8 @@ pub enum Status {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Simulation {
     pub status: Status,
+    /// Its status stays for good.
+    pub settled: bool,
     /// The registered attempt.
     pub attempt: u8,
     /// Complete steps, which are the lowest ones.
@@ -138,6 +140,8 @@ pub enum Control {
     /// Its attempt is to be replaced; the client may be dead, or not.
     Replaces,
     GivesUp,
+    /// It is finished on every server rank: each is told that this is final.
+    Confirms,
 }
 
 /// A simulation as its client and the control plane see it.
@@ -162,6 +166,7 @@ impl State {
     pub fn new(config: &Config) -> Self {
         let simulation = Simulation {
             status: Status::Open,
+            settled: false,
             attempt: 1,
             complete: 0,
             holds_slot_of_singles: false,
