@@ -90,6 +90,7 @@ LOOP = """
 
     class Server:
         batch_offset, checkpoint_interval, nb_batches_update, comm_size = 0, 0, 100, comm.size
+        _progress = SimpleNamespace()
         _loss_check = SimpleNamespace(returned=lambda *about: None)
         def __init__(self):
             self._ending = StudyEnding()

@@ -255,7 +255,7 @@ def test_the_report_has_the_documented_form(tmp_path):
         "duplicates_refused": 2,
     }
     assert (content["batches"], content["samples_delivered"], content["samples_received"]) == (5, 100, 96)
-    assert set(content["waits"]) == {"trainer_for_data_s", "receiver_for_room_s"}
+    assert set(content["waits"]) == {"trainer_for_data_s", "trainer_for_ranks_s", "receiver_for_room_s"}
     assert content["seconds"] >= 0
     assert content["ranks"][0]["ledger"] == content["ledger"]
     assert any("trained" in line and "90" in line for line in made.table())

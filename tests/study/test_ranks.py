@@ -134,6 +134,26 @@ def test_a_client_that_dies_after_it_has_finished_with_one_rank_alone_runs_again
     assert simulations["finished"] + simulations["failed"] == 4
 
 
+def test_the_ranks_of_a_solver_send_their_parts_to_all_ranks_of_the_server(study):
+    on_ranks(study, dl_config__batch_size=2)
+    study.configure({"launcher_config.scheduler_arg_client": ["--oversubscribe", "-n", "2"]})
+    study.solver(
+        """
+        from mpi4py import MPI
+
+        comm, size = MPI.COMM_WORLD, 6
+        melissa_init_typed("temperature", size, "float64", comm)
+        for time_step in range(5):
+            values = field_values("temperature", 2 * size, time_step, PARAMETERS)
+            melissa_send_typed("temperature", values[size * comm.Get_rank() :][:size])
+        melissa_finalize()
+        """
+    )
+    study.succeed()
+    study.expect_ledger(4 * 5)
+    assert [rank["ledger"]["trained"] for rank in study.report["ranks"]] == [10, 10]
+
+
 # Failures.
 
 ARGUMENTS = {

@@ -31,6 +31,7 @@ class RankFigures:
     seconds: float = 0.0
     trainer_wait_s: float = 0.0
     waits_for_data: bool = False
+    rank_wait_s: float = 0.0
     watermark: int = 0
     population: int = 0
     capacity: int = 0

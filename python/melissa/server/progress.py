@@ -31,6 +31,8 @@ class StudyProgress:
         self.batches_expected: int | None = None
         self.trainer_wait_s = 0.0
         self.waits_for_data = False
+        self.rank_wait_s = 0.0
+        """Seconds that training has waited for other ranks before its batches, since this start."""
         self._waited_before = 0.0  # before a restart, as below
         self._trained_before = 0.0
         self.watermark = 0
@@ -108,6 +110,7 @@ class StudyProgress:
                 "batches_expected": -1 if self.batches_expected is None else self.batches_expected,
                 "trainer_wait_s": self.trainer_wait_s,
                 "waits_for_data": self.waits_for_data,
+                "rank_wait_s": self.rank_wait_s,
                 "losses": dict(self._losses),
             }
 

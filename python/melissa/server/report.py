@@ -46,6 +46,7 @@ def _figures(ranks: Sequence[RankFigures]) -> dict[str, Any]:
         "samples_per_second": round(samples / training_seconds, 3) if training_seconds > 0 else 0.0,
         "waits": {
             "trainer_for_data_s": round(sum(each.trainer_wait_s for each in ranks), 3),
+            "trainer_for_ranks_s": round(sum(each.rank_wait_s for each in ranks), 3),
             "receiver_for_room_s": round(counters.get("room_wait_s", 0.0), 3),
         },
         "seconds": round(max(each.seconds for each in ranks), 3),
@@ -142,7 +143,11 @@ class StudyReport:
         trainer = waits["trainer_for_data_s"] / max(self.training_seconds, 1e-9)
         of_all_ranks = self.content["seconds"] * len(self.content["ranks"])
         receiver = waits["receiver_for_room_s"] / max(of_all_ranks, 1e-9)
-        return (
+        text = (
             f"the trainer waited for data {trainer:.1%} of its time since the watermark; the receiver for "
             f"room {receiver:.1%} of the study"
         )
+        if len(self.content["ranks"]) > 1:
+            others = waits["trainer_for_ranks_s"] / max(self.training_seconds, 1e-9)
+            text += f"; trainers waited for each other {others:.1%} of their time"
+        return text

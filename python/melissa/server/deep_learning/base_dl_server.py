@@ -581,6 +581,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self.batch_size,
             seed=self.study_options["seed"] + self.rank,
             assembly_slots=default_assembly_slots(self.buffer_size, self._job_limit - 1),
+            # Several ranks fetch a batch ahead: views of two are out at once.
+            lent_slots=2 * self.batch_size + 1 if self.comm_size > 1 else None,
         )
 
     def _receive(self) -> None:

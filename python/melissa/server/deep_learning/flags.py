@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 
 from melissa.server.communicator import Communicator, FlagsRequest
 from melissa.server.deep_learning.training_share import TrainingShare
@@ -39,6 +40,8 @@ class BatchFlags:
         self._share = share or TrainingShare()
         self._posted: FlagsRequest | None = None
         self._agreed = 0
+        self.wait_seconds = 0.0
+        """Seconds that this rank has waited for the others to agree: for their data, and their steps."""
 
     @property
     def has_ended(self) -> bool:
@@ -66,7 +69,10 @@ class BatchFlags:
         if self._posted is None:
             self.post(has_batch)
             assert self._posted is not None
+        start = time.perf_counter()
         self._agreed, share = self._posted.result()
+        if self._comm.size > 1:
+            self.wait_seconds += time.perf_counter() - start
         self._posted = None
         self._share.raise_to(share)
         return not self.has_ended

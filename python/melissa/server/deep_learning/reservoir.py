@@ -149,6 +149,8 @@ class BaseQueue:
         Of draws and evictions; a server uses its study's seed where none is given.
     assembly_slots
         Samples that may be in reception beside the population.
+    lent_slots
+        Samples that views may keep from being replaced before further views become copies.
 
     Raises
     ------
@@ -166,6 +168,7 @@ class BaseQueue:
         batch_size: int = 1,
         seed: int | None = None,
         assembly_slots: int | None = None,
+        lent_slots: int | None = None,
     ) -> None:
         self.kind = kind
         self.maxsize = maxsize
@@ -177,6 +180,7 @@ class BaseQueue:
         self.put_get_metric = PutGetMetric(self)
         self._seed = seed
         self._assembly_slots = assembly_slots
+        self._lent_slots = lent_slots
         self.native = self._make_native(seed or 0)
 
     @property
@@ -195,6 +199,7 @@ class BaseQueue:
             batch_size=self.batch_size,
             seed=seed,
             assembly_slots=default_assembly_slots(self.maxsize) if slots is None else slots,
+            lent_slots=self._lent_slots,
         )
 
     def join_study(self, registry: ParameterRegistry, seed: int) -> None:
@@ -323,6 +328,7 @@ def make_buffer(
     *,
     seed: int | None = None,
     assembly_slots: int | None = None,
+    lent_slots: int | None = None,
 ) -> BaseQueue:
     """Make a training buffer of the kind `buffer_t`.
 
@@ -336,7 +342,7 @@ def make_buffer(
         Times that a FIRO delivers each sample; 1 unless given.
     batch_size
         Needed by BatchReservoir.
-    seed, assembly_slots
+    seed, assembly_slots, lent_slots
         See `BaseQueue`.
 
     Raises
@@ -350,7 +356,7 @@ def make_buffer(
             raise ValueError(f"a {buffer_t.name} buffer needs {name}")
         return value
 
-    options: dict[str, Any] = {"seed": seed, "assembly_slots": assembly_slots}
+    options: dict[str, Any] = {"seed": seed, "assembly_slots": assembly_slots, "lent_slots": lent_slots}
     if batch_size is not None and buffer_t is not BufferType.BatchReservoir:
         options["batch_size"] = batch_size
     match buffer_t:

@@ -90,6 +90,7 @@ def train_batch(server: DeepMelissaServer, source: BatchSource, delivery: Delive
     server._accounting.trained(delivery.samples)
     server._ahead.trained(delivery)
     server._accounting.waited(source.wait_seconds)
+    server._progress.rank_wait_s = server._flags.wait_seconds
 
 
 def run_validation(server: DeepMelissaServer, batch_idx: int) -> None:
