@@ -23,7 +23,7 @@ SOLVER = f"""
 declare()
 for time_step in range({NB_TIME_STEPS}):
     send(time_step)
-    time.sleep(0.02)
+    time.sleep(0.03)
 melissa_finalize()
 """
 
