@@ -178,7 +178,7 @@ class StudyControl:
             if simulation.status is SimulationStatus.FINISHED:
                 self._listeners.simulation_finished(simulation)
             elif simulation.status is SimulationStatus.DROPPED:
-                self.nb_given_up += 1
+                self.nb_given_up += not simulation.is_validation
             else:
                 self._to_run_again.append(simulation)
         self._next_id = len(simulations)
@@ -416,6 +416,7 @@ class StudyControl:
     def _drop(self, simulation: Simulation, what: str) -> None:
         logger.warning(f"simulation {simulation.id} {what}")
         simulation.status = SimulationStatus.DROPPED
+        simulation.given_up = True
         self.nb_given_up += not simulation.is_validation
         self._receiver.finish(simulation.id, "client_failed")
 

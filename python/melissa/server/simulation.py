@@ -189,7 +189,8 @@ class Simulation:
 
     `attempt` counts the starts of its client, from 1; `draw` the sets of parameters that it was given, from
     0. `failures` counts all failed attempts, `failures_of_draw` those with its present parameters; `words`
-    are the parameters as its solver's command line has them.
+    are the parameters as its solver's command line has them. `given_up` says that it failed for good: one
+    that an early stop ends is dropped as well, and would run again after a restart.
     """
 
     simulation_id: int
@@ -199,6 +200,7 @@ class Simulation:
     attempt: int = 0
     failures: int = 0
     failures_of_draw: int = 0
+    given_up: bool = False
     status: SimulationStatus = SimulationStatus.PLANNED
     steps_complete: int = 0
     host: str = ""

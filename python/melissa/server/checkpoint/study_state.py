@@ -47,7 +47,7 @@ class StudyState:
     nb_resubmitted: int = 0
     expected_steps: int | None = None
 
-    KEPT = ("attempt", "draw", "failures", "failures_of_draw", "steps_complete", "words")
+    KEPT = ("attempt", "draw", "failures", "failures_of_draw", "given_up", "steps_complete", "words")
 
     @classmethod
     def of_simulations(
@@ -94,7 +94,7 @@ class StudyState:
         for record in self.simulations:
             simulation = Simulation(record["id"], **{name: record[name] for name in self.KEPT})
             simulation.parameters = parameters.get((simulation.id, simulation.draw), [])
-            if record["status"] == SimulationStatus.DROPPED.value:
+            if simulation.given_up:
                 simulation.status = SimulationStatus.DROPPED
             elif simulation.id in finished:
                 simulation.status = SimulationStatus.FINISHED
