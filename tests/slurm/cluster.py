@@ -6,6 +6,7 @@ As a program it starts one and runs a command in it: ``python cluster.py COMMAND
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import shutil
@@ -74,6 +75,11 @@ def _free_port() -> int:
         with socket.socket() as tried, contextlib.suppress(OSError):
             tried.bind(("", port))
             return port
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with the one that started it: tests may be killed themselves."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Cluster:
@@ -176,6 +182,7 @@ class Cluster:
                     stderr=output,
                     env=os.environ | self.environment,
                     start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
             )
 
