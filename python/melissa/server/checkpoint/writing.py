@@ -95,7 +95,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._skip_told: tuple[int | None, _Obstacle] | None = None
         self.last_batch: int | None = None
-        """The batch after which the last checkpoint was taken."""
+        """The batch after which the last checkpoint was begun, on every rank."""
 
     @property
     def is_busy(self) -> bool:
@@ -133,6 +133,8 @@ class CheckpointWriter:
             level = logging.INFO if is_news else logging.DEBUG
             logger.log(level, f"the checkpoint after batch {batch} is skipped: {why}")
             return False
+        # Also where it fails on this rank: asked for the same batch again, all ranks must answer alike.
+        self.last_batch = batch
         begin = time.perf_counter()
         try:
             unfinished = self._folder.begin(batch, self._comm.rank)
@@ -158,7 +160,6 @@ class CheckpointWriter:
             "configuration": configuration_fingerprint(self._config_dict),
             "progress": progress,
         }
-        self.last_batch = batch
         self._thread = threading.Thread(
             target=self._finish, args=(batch, unfinished, writing, manifest), name="checkpoint", daemon=True
         )
