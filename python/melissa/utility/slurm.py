@@ -108,6 +108,26 @@ class SlurmTask:
             master_port=number("MASTER_PORT", port),
         )
 
+    @classmethod
+    def of_rank(cls, rank: int, nb_ranks: int) -> SlurmTask:
+        """Read the environment of a server rank whose study has ``dl_config.setup_slurm_ddp``.
+
+        `UnsupportedConfiguration` outside a task of Slurm, and where MPI counts ranks otherwise.
+        """
+        try:
+            task = cls.read()
+        except UnsupportedConfiguration as error:
+            raise UnsupportedConfiguration(
+                f"dl_config.setup_slurm_ddp is true, but {error}, or set it to false"
+            ) from error
+        if (task.rank, task.size) != (rank, nb_ranks):
+            raise UnsupportedConfiguration(
+                f"dl_config.setup_slurm_ddp is true, and Slurm says that this is task {task.rank} of "
+                f"{task.size}, but it is server rank {rank} of {nb_ranks}: start the server with srun, with "
+                "an --mpi that mpi4py's MPI knows; or set setup_slurm_ddp to false"
+            )
+        return task
+
     def publish_master(self, environment: MutableMapping[str, str] = os.environ) -> None:
         """Put ``MASTER_ADDR`` and ``MASTER_PORT`` into the environment, where torch and others look."""
         environment["MASTER_ADDR"] = self.master_addr

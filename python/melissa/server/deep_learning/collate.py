@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from melissa.server.deep_learning.frameworks import FrameworkType
 
-__all__ = ["as_tensors", "collate", "collate_arrays", "map_leaves"]
+if TYPE_CHECKING:
+    from melissa._melissa import Batch
+    from melissa.server.simulation import SimulationData
+
+__all__ = [
+    "as_tensors",
+    "collate",
+    "collate_arrays",
+    "inputs_and_fields",
+    "inputs_and_fields_of_sample",
+    "map_leaves",
+]
 
 
 def collate(samples: Sequence[Any], framework_t: FrameworkType) -> Any:
@@ -64,3 +75,22 @@ def map_leaves(batch: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(batch, dict):
         return {key: map_leaves(value, change) for key, value in batch.items()}
     return change(batch)
+
+
+def inputs_and_fields_of_sample(data: SimulationData, nb_parameters: int) -> tuple[Any, Any]:
+    """Return of one sample what batches have where the hooks of a class do not say otherwise.
+
+    A float32 array of the parameters followed by the time step; the one field, or a dictionary of several.
+    """
+    parameters = data.parameters[-nb_parameters or len(data.parameters) :]
+    return np.array([*parameters, data.time_step], np.float32), _one_or_all(data.data)
+
+
+def inputs_and_fields(batch: Batch) -> tuple[Any, Any]:
+    """Return the same of a batch that was gathered by the extension."""
+    return batch.inputs, _one_or_all(batch.fields)
+
+
+def _one_or_all(fields: Mapping[str, Any]) -> Any:
+    fields = dict(fields)
+    return next(iter(fields.values())) if len(fields) == 1 else fields

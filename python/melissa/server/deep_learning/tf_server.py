@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melissa.exceptions import TrainingError, UnsupportedConfiguration
+from melissa.exceptions import TrainingError
 from melissa.server.deep_learning import tf_checkpoint
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+from melissa.server.deep_learning.collate import inputs_and_fields, inputs_and_fields_of_sample
 from melissa.server.deep_learning.frameworks import FrameworkType
+from melissa.server.deep_learning.lost_rank import raise_cause
 from melissa.server.deep_learning.tf_batches import as_tf_tensors
 from melissa.server.deep_learning.tf_optimizer import average_gradients_of, leaves
 from melissa.server.deep_learning.tf_ranks import TensorflowRanks, tensorflow_ranks
@@ -70,6 +71,8 @@ class TFServer(DeepMelissaServer):
     """
 
     _has_default_batch = True
+    PATIENCE = 2.0
+    """Seconds for another rank's failure to be told here, once its echo was heard."""
 
     def __init__(self, config_dict: dict[str, Any]) -> None:
         DeepMelissaServer.__init__(self, config_dict)
@@ -109,18 +112,7 @@ class TFServer(DeepMelissaServer):
         The ranks were connected before; here it is checked that they are Slurm's tasks.
         `UnsupportedConfiguration` outside a task of Slurm, and where MPI counts ranks otherwise.
         """
-        try:
-            task = SlurmTask.read()
-        except UnsupportedConfiguration as error:
-            raise UnsupportedConfiguration(
-                f"dl_config.setup_slurm_ddp is true, but {error}, or set it to false"
-            ) from error
-        if (task.rank, task.size) != (self.rank, self.comm_size):
-            raise UnsupportedConfiguration(
-                f"dl_config.setup_slurm_ddp is true, and Slurm says that this is task {task.rank} of "
-                f"{task.size}, but it is server rank {self.rank} of {self.comm_size}: start the server with "
-                "srun, with an --mpi that mpi4py's MPI knows; or set setup_slurm_ddp to false"
-            )
+        SlurmTask.of_rank(self.rank, self.comm_size)
 
     def _make_model(self) -> None:
         if self.comm_size > 1:
@@ -156,19 +148,8 @@ class TFServer(DeepMelissaServer):
             DeepMelissaServer._run_train(self)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
             if self.comm_size > 1:
-                self._say_who_is_lost(error)
+                raise_cause(error, self._ending, self.rank, self.PATIENCE)
             raise
-
-    def _say_who_is_lost(self, error: Exception) -> None:
-        """Raise what has failed elsewhere; `error`, in a collective of TensorFlow, is but its echo."""
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline:
-            self._ending.check()
-            time.sleep(0.05)
-        raise TrainingError(
-            f"server rank {self.rank} has lost the connection to another server rank while they exchanged "
-            f"gradients: that rank has ended, its log says why ({error})"
-        ) from error
 
     def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
         """Call `training_step`; after the first one compare the ranks' weights."""
@@ -209,17 +190,10 @@ class TFServer(DeepMelissaServer):
 
     def process_simulation_data(self, data: SimulationData, config_dict: dict[str, Any]) -> Any:
         """Return (inputs, field) of one sample, or (inputs, fields), as this class's batches have them."""
-        import numpy as np
-
-        inputs = np.array(
-            [*data.parameters[-self.nb_parameters or len(data.parameters) :], data.time_step], np.float32
-        )
-        fields = dict(data.data)
-        return inputs, next(iter(fields.values())) if len(fields) == 1 else fields
+        return inputs_and_fields_of_sample(data, self.nb_parameters)
 
     def _default_batch(self, batch: Batch) -> Any:
-        fields = dict(batch.fields)
-        return as_tf_tensors((batch.inputs, next(iter(fields.values())) if len(fields) == 1 else fields))
+        return self._adopt_batch(inputs_and_fields(batch))
 
     def _adopt_batch(self, batch: Any) -> Any:
         return as_tf_tensors(batch)

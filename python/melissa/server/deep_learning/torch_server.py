@@ -5,19 +5,24 @@ from __future__ import annotations
 import io
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melissa.exceptions import TrainingError, UnsupportedConfiguration
+from melissa.exceptions import UnsupportedConfiguration
 from melissa.server.deep_learning import torch_checkpoint, torch_group
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
-from melissa.server.deep_learning.collate import as_tensors, map_leaves
+from melissa.server.deep_learning.collate import (
+    as_tensors,
+    inputs_and_fields,
+    inputs_and_fields_of_sample,
+    map_leaves,
+)
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import is_overridden
+from melissa.server.deep_learning.lost_rank import raise_cause
 from melissa.server.deep_learning.torch_drain import train_apart
 from melissa.server.deep_learning.torch_model import (
     check_joinable,
@@ -145,18 +150,7 @@ class TorchServer(DeepMelissaServer):
         list of nodes and the numbers of job and step. `UnsupportedConfiguration` outside a task of Slurm, and
         where MPI counts ranks otherwise.
         """
-        try:
-            task = SlurmTask.read()
-        except UnsupportedConfiguration as error:
-            raise UnsupportedConfiguration(
-                f"dl_config.setup_slurm_ddp is true, but {error}, or set it to false"
-            ) from error
-        if (task.rank, task.size) != (self.rank, self.comm_size):
-            raise UnsupportedConfiguration(
-                f"dl_config.setup_slurm_ddp is true, and Slurm says that this is task {task.rank} of "
-                f"{task.size}, but it is server rank {self.rank} of {self.comm_size}: start the server with "
-                "srun, with an --mpi that mpi4py's MPI knows; or set setup_slurm_ddp to false"
-            )
+        task = SlurmTask.of_rank(self.rank, self.comm_size)
         self._set_up((task.master_addr, task.master_port))
 
     def _set_up(self, master: tuple[str, int] | None) -> None:
@@ -260,19 +254,8 @@ class TorchServer(DeepMelissaServer):
             DeepMelissaServer._run_train(self)
         except RuntimeError as error:
             if self.comm_size > 1 and torch_group.says_peer_lost(error):
-                self._say_who_is_lost(error)
+                raise_cause(error, self._ending, self.rank, self.PATIENCE)
             raise
-
-    def _say_who_is_lost(self, error: RuntimeError) -> None:
-        """Raise what has failed elsewhere, of which `error`, in a collective of torch, is but the echo."""
-        deadline = time.monotonic() + self.PATIENCE
-        while time.monotonic() < deadline:
-            self._ending.check()
-            time.sleep(0.05)
-        raise TrainingError(
-            f"server rank {self.rank} has lost the connection to another server rank while they exchanged "
-            f"gradients: that rank has ended, its log says why ({error})"
-        ) from error
 
     def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
         """Call `training_step`, with the batch in pinned memory where training runs on a GPU."""
@@ -324,17 +307,10 @@ class TorchServer(DeepMelissaServer):
 
     def process_simulation_data(self, data: SimulationData, config_dict: dict[str, Any]) -> Any:
         """Return (inputs, field) of one sample, or (inputs, fields), as this class's batches have them."""
-        import numpy as np
-
-        inputs = np.array(
-            [*data.parameters[-self.nb_parameters or len(data.parameters) :], data.time_step], np.float32
-        )
-        fields = dict(data.data)
-        return inputs, next(iter(fields.values())) if len(fields) == 1 else fields
+        return inputs_and_fields_of_sample(data, self.nb_parameters)
 
     def _default_batch(self, batch: Batch) -> Any:
-        fields = dict(batch.fields)
-        return self._adopt_batch((batch.inputs, next(iter(fields.values())) if len(fields) == 1 else fields))
+        return self._adopt_batch(inputs_and_fields(batch))
 
     def _adopt_batch(self, batch: Any) -> Any:
         return as_tensors(batch)
