@@ -52,8 +52,8 @@ def load_server_class(path: Path, class_name: str) -> type[BaseServer]:
         return found
     if found is not None:
         raise ConfigurationFileError(
-            f"server_class: {class_name} in {path} is no server class: derive it from TorchServer or "
-            "DeepMelissaServer"
+            f"server_class: {class_name} in {path} is no server class: derive it from TorchServer, "
+            "TFServer or DeepMelissaServer"
         )
     classes = [
         name for name, _ in inspect.getmembers(module, inspect.isclass) if _.__module__ == module.__name__
