@@ -241,6 +241,23 @@ def test_a_rank_that_waits_for_one_that_has_failed_ends_too(study):
     assert "a mistake of one rank (server rank 1)" in terminal
 
 
+def test_a_rank_that_is_lost_while_clients_are_waited_for_ends_all(study):
+    # Training is over, and the solvers still have something to do.
+    on_ranks(study, launcher_config__fault_tolerance=False)
+    study.server(TELLS_ITS_PROCESS)
+    study.solver("solve(5); wait_for('never')")
+    study.configure({"launcher_config.job_limit": NB_SIMULATIONS + 1})
+    launcher = study.start()
+    ranks = pids(study)
+    study.wait_until(lambda: (study.output / "seen_1.json").exists(), "the end of training")
+    time.sleep(0.5)
+    start = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    result = study.wait(launcher)
+    assert time.monotonic() - start < SECONDS_TO_END
+    assert f"server rank 1 (process {ranks[1]} on" in result.stderr
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_kill_of_one_rank_ends_all_within_seconds(study, killed):
     on_ranks(study, launcher_config__fault_tolerance=False)

@@ -187,10 +187,10 @@ class StudyControl:
         """Wait until the job of every client has ended; no further one is asked for.
 
         A solver may take its time after its last step; one that takes more than `simulation_timeout` is
-        cancelled. Raises what ended the thread.
+        cancelled. Raises what has failed, here or elsewhere.
         """
         self._finishing.set()
-        while self._thread.is_alive():
+        while self._thread.is_alive() and self._ending.error is None:
             self._thread.join(timeout=0.2)
         if self._ending.error is not None:
             raise self._ending.error

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
 from melissa.exceptions import ConfigurationFileError, FatalError, TrainingError, UnsupportedConfiguration
-from melissa.launcher.message import Finished, Register
+from melissa.launcher.message import Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
 from melissa.server.checkpoint.writing import CheckpointWriter
@@ -23,6 +23,7 @@ from melissa.server.deep_learning.checkpointing import BatchesAhead, begin_check
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.fast_dev_run import fast_dev_run
+from melissa.server.deep_learning.finalizing import finalize_after_failure, finalize_in_order
 from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
@@ -39,17 +40,17 @@ from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.reception import (
     join_dataset,
     make_checks,
+    make_study_buffer,
     make_validation_batches,
     obey_rank_zero,
     open_receiver,
     start_ensemble,
 )
-from melissa.server.deep_learning.reservoir import BaseQueue, BufferType, default_assembly_slots, make_buffer
+from melissa.server.deep_learning.reservoir import BaseQueue, BufferType
 from melissa.server.deep_learning.sample_source import PolledWait
 from melissa.server.deep_learning.tensorboard import (
     TensorboardLogger,
     check_conversion,
-    convert_tb_logs_to_df,
     make_tb_logger,
 )
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
@@ -59,9 +60,7 @@ from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.deep_learning.watermark import wait_for_watermark
 from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
-from melissa.server.extension_log import forward_extension_log
 from melissa.server.link import Pinger
-from melissa.server.ranks.agent import RankAgent
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
 
 __all__ = [
@@ -440,56 +439,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self._progress.training_ends()
             self.exit_status = exit_
             if exit_ == 1:
-                self._finalize_after_failure()
+                finalize_after_failure(self)
             else:
-                self._finalize_in_order(exit_)
+                finalize_in_order(self, exit_)
             self.__stop_pinger_thread()
             self._has_finalized = True
             logger.info(f"Server finalizing with status {exit_}")
-
-    def _finalize_in_order(self, exit_: int) -> None:
-        report: dict[str, Any] = {}
-        # All ranks have trained their last batch when this one comes to know whether one has received all.
-        has_received_all = self.comm.any(self.__buffer is not None and self.__buffer.native.closed)
-        if self._ensemble is not None:
-            report = self._ensemble.finish(has_received_all).content
-            if self._fast_dev_run is not None:
-                report["fast_dev_run"] = self._fast_dev_run.figures(self)
-        if self._checkpoints is not None:
-            self._checkpoints.wait()
-        self._close_logs()
-        self._needed_link().send(Finished(exit_, report))
-        if isinstance(self._ranks, RankAgent):
-            self._ranks.wait_for_end()
-        self._close_reception()
-
-    def _finalize_after_failure(self) -> None:
-        """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
-        try:
-            report = None if self._ensemble is None else self._ensemble.abort()
-            self._close_logs()
-            if report is not None and self._link is not None:
-                self._link.send(Finished(1, report.content))
-        except Exception:
-            logger.warning("while the server ended after a failure:", exc_info=True)
-        self._close_reception()
-
-    def _close_logs(self) -> None:
-        if self._tb_logger is None:
-            return
-        if self._receiver is not None and self.__buffer is not None:
-            self._monitor_reception(self._receiver.counters())
-        self._tb_logger.close()
-        if self.dl_config["convert_log_to_df"] and not self._tb_logger.disable:
-            convert_tb_logs_to_df(self.rank)
-
-    def _close_reception(self) -> None:
-        if self._ranks is not None:
-            self._ranks.end()
-        if self._receiver is not None:
-            self._receiver.close()
-            forward_extension_log()
-        self._is_receiving = False
 
     # Pings.
 
@@ -560,7 +515,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             # The user's own buffer may differ from the configuration.
             self.__set_expected_batches_samples_watermark()
         if self.__buffer is None:
-            self.__buffer = self._make_buffer()
+            self.__buffer = make_study_buffer(self, self._buffer_t())
         self.__buffer.join_study(self._registry, self.study_options["seed"] + self.rank)
         if self.__dataset is None:
             self.__dataset = make_dataset(
@@ -570,20 +525,6 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 self.process_simulation_data,
                 self.tb_logger,
             )
-
-    def _make_buffer(self) -> BaseQueue:
-        """Make the buffer that the configuration asks for."""
-        return make_buffer(
-            self.buffer_size,
-            self._buffer_t(),
-            self.per_server_watermark,
-            self.pseudo_epochs,
-            self.batch_size,
-            seed=self.study_options["seed"] + self.rank,
-            assembly_slots=default_assembly_slots(self.buffer_size, self._job_limit - 1),
-            # Several ranks fetch a batch ahead: views of two are out at once.
-            lent_slots=2 * self.batch_size + 1 if self.comm_size > 1 else None,
-        )
 
     def _receive(self) -> None:
         """Handles data coming from the server object.

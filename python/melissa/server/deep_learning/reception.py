@@ -12,6 +12,12 @@ from melissa.server.deep_learning.batch_source import make_batch_maker
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.deep_learning.hooks import sample_checks
 from melissa.server.deep_learning.lanes import SampleChecks
+from melissa.server.deep_learning.reservoir import (
+    BaseQueue,
+    BufferType,
+    default_assembly_slots,
+    make_buffer,
+)
 from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.ensemble import CloseLedgers, Ensemble
 from melissa.server.environment import StudyEnvironment
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "join_dataset",
     "make_checks",
+    "make_study_buffer",
     "make_validation_batches",
     "obey_rank_zero",
     "open_receiver",
@@ -36,6 +43,21 @@ __all__ = [
 ]
 
 logger = logging.getLogger("melissa")
+
+
+def make_study_buffer(server: DeepMelissaServer, kind: BufferType) -> BaseQueue:
+    """Make the buffer that the configuration asks for."""
+    return make_buffer(
+        server.buffer_size,
+        kind,
+        server.per_server_watermark,
+        server.pseudo_epochs,
+        server.batch_size,
+        seed=server.study_options["seed"] + server.rank,
+        assembly_slots=default_assembly_slots(server.buffer_size, server._job_limit - 1),
+        # Several ranks fetch a batch ahead: views of two are out at once.
+        lent_slots=2 * server.batch_size + 1 if server.comm_size > 1 else None,
+    )
 
 
 def open_receiver(server: DeepMelissaServer) -> Receiver:

@@ -1,0 +1,67 @@
+"""How a training server ends: in order, with all its ranks, or after a failure, waiting for nobody."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from melissa.launcher.message import Finished
+from melissa.server.deep_learning.tensorboard import convert_tb_logs_to_df
+from melissa.server.extension_log import forward_extension_log
+from melissa.server.ranks.agent import RankAgent
+
+if TYPE_CHECKING:
+    from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+
+__all__ = ["finalize_after_failure", "finalize_in_order"]
+
+logger = logging.getLogger("melissa")
+
+
+def finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
+    """Wait for clients and other ranks, write the report, tell the launcher."""
+    report: dict[str, Any] = {}
+    # All ranks have trained their last batch when this one comes to know whether one has received all.
+    has_received_all = server.comm.any(server._receiver is not None and server.buffer.native.closed)
+    if server._ensemble is not None:
+        report = server._ensemble.finish(has_received_all).content
+        if server._fast_dev_run is not None:
+            report["fast_dev_run"] = server._fast_dev_run.figures(server)
+    if server._checkpoints is not None:
+        server._checkpoints.wait()
+    _close_logs(server)
+    server._needed_link().send(Finished(exit_, report))
+    if isinstance(server._ranks, RankAgent):
+        server._ranks.wait_for_end()
+    _close_reception(server)
+
+
+def finalize_after_failure(server: DeepMelissaServer) -> None:
+    """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
+    try:
+        report = None if server._ensemble is None else server._ensemble.abort()
+        _close_logs(server)
+        if report is not None and server._link is not None:
+            server._link.send(Finished(1, report.content))
+    except Exception:
+        logger.warning("while the server ended after a failure:", exc_info=True)
+    _close_reception(server)
+
+
+def _close_logs(server: DeepMelissaServer) -> None:
+    if server._tb_logger is None:
+        return
+    if server._receiver is not None:
+        server._monitor_reception(server._receiver.counters())
+    server._tb_logger.close()
+    if server.dl_config["convert_log_to_df"] and not server._tb_logger.disable:
+        convert_tb_logs_to_df(server.rank)
+
+
+def _close_reception(server: DeepMelissaServer) -> None:
+    if server._ranks is not None:
+        server._ranks.end()
+    if server._receiver is not None:
+        server._receiver.close()
+        forward_extension_log()
+    server._is_receiving = False
