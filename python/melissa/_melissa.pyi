@@ -445,7 +445,7 @@ class Receiver:
         simulation_timeout: float | None = ...,
         receive_buffer_size: int = 262144,
         restored: CheckpointFile | None = None,
-        simulations: Sequence[tuple[int, int, int, str]] = (),
+        simulations: Sequence[tuple[int, int, int, str]] = ...,
     ) -> Receiver: ...
     @property
     def address(self) -> str:
