@@ -27,6 +27,27 @@ def test_ranks_put_their_flags_together(tmp_path, nb_ranks):
     assert said == [[f"{[10 * rank for rank in range(nb_ranks)]} from 0"]] * nb_ranks
 
 
+def test_a_value_of_more_bytes_than_one_message_takes_goes_in_several(tmp_path):
+    result, said = run(
+        tmp_path,
+        3,
+        """
+        comm.CHUNK = 1000
+        # What goes through MPI's blocking form has one message, whatever its size.
+        comm.mpi_comm = type("Polled", (), {
+            name: staticmethod(getattr(comm.mpi_comm, name)) for name in ("Ibarrier", "Ibcast")
+        })
+        for size in (0, 1, 960, 1000, 1024, 12345):
+            content = bytes(index % 251 for index in range(size))
+            got = comm.bcast(content if comm.rank == 1 else None, root=1)
+            assert got == content, (size, len(got))
+        say(comm.bcast({"rank": comm.rank}))
+        """,
+    )
+    assert result.returncode == 0, result.stderr
+    assert said == [["{'rank': 0}"]] * 3
+
+
 def test_a_rank_that_waits_for_others_notices_a_failure(tmp_path):
     result, said = run(
         tmp_path,

@@ -7,6 +7,7 @@ failure elsewhere in the process or a signal is noticed.
 from __future__ import annotations
 
 import os
+import pickle
 import struct
 import time
 from abc import ABC, abstractmethod
@@ -142,6 +143,9 @@ class MpiProcesses(Communicator):
     SPINS = 50
     """Looks at a request that is about to complete, without a pause: some microseconds each."""
     FIRST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3  # seconds
+    CHUNK = 512 * 2**20
+    """Bytes of one message of `bcast`: MPI counts them with 32 bits."""
+    _LENGTH = struct.Struct("=Q")
 
     def __init__(self, mpi_comm: Any = None, check: Callable[[], object] | None = None) -> None:
         self.mpi = _import_mpi()
@@ -166,13 +170,23 @@ class MpiProcesses(Communicator):
             pause = min(1.5 * pause, self.LONGEST_PAUSE)
 
     def bcast(self, value: Any, root: int = 0) -> Any:
-        """Return what rank `root` gave, any object that pickles."""
-        # Once all ranks have met, the blocking form returns at once.
+        """Return what rank `root` gave, any object that pickles, of any size."""
         self.barrier()
-        return self.mpi_comm.bcast(value, root=root)
+        is_root = self.rank == root
+        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if is_root else b""
+        length = bytearray(self._LENGTH.pack(len(pickled)))
+        self._bcast_bytes(memoryview(length), root)
+        content = memoryview(pickled if is_root else bytearray(self._LENGTH.unpack(length)[0]))
+        for begin in range(0, len(content), self.CHUNK):
+            self._bcast_bytes(content[begin : begin + self.CHUNK], root)
+        return value if is_root else pickle.loads(content)
+
+    def _bcast_bytes(self, content: memoryview, root: int) -> None:
+        self.wait(self.mpi_comm.Ibcast([content, self.mpi.BYTE], root=root))
 
     def allgather(self, value: Any) -> list[Any]:
         """Return what every rank gave, any objects that pickle."""
+        # Once all ranks have met, the blocking form returns at once.
         self.barrier()
         return list(self.mpi_comm.allgather(value))
 
