@@ -333,7 +333,9 @@ def test_messages_between_ranks_are_a_family_of_their_own():
         (("silent", "silent"), "silent"),
         (("silent", "finished"), "silent"),
         (("silent", "running"), "running"),
-        (("silent", "planned"), "connected"),
+        (("silent", "planned"), "silent"),
+        (("silent", "connected", "planned"), "connected"),
+        (("silent", "planned", "finished"), "silent"),
         (("connected", "planned"), "connected"),
         (("disconnected", "planned"), "disconnected"),
         (("planned", "planned"), "planned"),
@@ -341,7 +343,7 @@ def test_messages_between_ranks_are_a_family_of_their_own():
     ],
 )
 def test_a_simulation_has_one_status_on_all_ranks(statuses, merged):
-    states = MergedStates(2)
+    states = MergedStates(len(statuses))
     states.register(0, 1, 0)
     for rank, status in enumerate(statuses):
         together = states.update(rank, StateChange(0, 1, 0, status, 1))

@@ -27,8 +27,8 @@ def _merged_status(statuses: Sequence[str]) -> str:
     """Return the status of a simulation that has one of `statuses` on each rank.
 
     It is finished when it is so on every rank. Of the ranks that it still sends to, the one with which it
-    gets on best counts: it is silent only when it is so on all of them. On a rank where it is still planned
-    it may stand in a row, so that it is not silent there.
+    gets on best counts: it is silent only when it is so on all of them. A rank where it is still planned says
+    nothing of it: it connects to the next rank only when the one before has welcomed it.
     """
     unfinished = {status for status in statuses if status != "finished"}
     if not unfinished:
@@ -38,7 +38,7 @@ def _merged_status(statuses: Sequence[str]) -> str:
             return status
     if unfinished == {"planned"}:
         return "planned" if "finished" not in statuses else "running"
-    return "silent" if unfinished == {"silent"} else "connected"
+    return "silent" if unfinished - {"planned"} == {"silent"} else "connected"
 
 
 class MergedStates:
