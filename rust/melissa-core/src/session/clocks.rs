@@ -41,11 +41,18 @@ impl Reception {
     fn listen_to(&mut self, id: ConnectionId) {
         let Some(timeout) = self.config.simulation_timeout else { return };
         let Some(connection) = self.connections.get(id) else { return };
-        let Some(heard) = self.expects_bytes_since(connection) else { return };
-        if self.now.saturating_duration_since(heard) < timeout {
-            self.look_by(heard + timeout);
+        let Some(member) = connection.member() else { return };
+        if matches!(member.phase, Phase::Finalized | Phase::Stopped) {
             return;
         }
+        let heard = self.expects_bytes_since(connection);
+        let silent = heard.is_some_and(|heard| self.now.saturating_duration_since(heard) >= timeout);
+        // Whatever is found now: a silence may begin at any time, and again after each one that was reported.
+        self.look_by(heard.filter(|_| !silent).unwrap_or(self.now) + timeout);
+        if !silent {
+            return;
+        }
+        let Some(connection) = self.connections.get(id) else { return };
         let Some(member) = connection.member() else { return };
         let simulation = member.simulation;
         let entry = &self.simulations[simulation as usize];

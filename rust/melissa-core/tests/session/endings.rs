@@ -243,6 +243,21 @@ fn a_silent_rank_and_one_that_never_joins_are_told_apart() {
 }
 
 #[test]
+fn a_simulation_that_falls_silent_again_is_reported_again() {
+    let timeout = Duration::from_millis(100);
+    let study = Study::start(SessionConfig { simulation_timeout: Some(timeout), ..config(1) }, fifo(10, 1));
+    study.register(0, 1, 0);
+    let mut client = study.joined(Identity::of(0));
+    for step in 0..3 {
+        study.wait_status(0, Status::Silent);
+        assert!(send_step(&mut client, 0, step));
+        study.wait_state(0, |state| state.status == Status::Running && state.error.is_empty());
+    }
+    let state = study.wait_status(0, Status::Silent);
+    assert!(state.error.contains("nothing for 0.1 s, after 3 complete time steps"), "{}", state.error);
+}
+
+#[test]
 fn a_simulation_that_sends_now_and_then_is_not_silent() {
     let timeout = Duration::from_millis(400);
     let study =
