@@ -245,7 +245,11 @@ impl Client {
         while self.connections.len() < self.endpoints.len() {
             match self.connect_next(interrupt) {
                 // Of a simulation for validation, which is rank 0's alone; without Join this client cannot know.
-                Err(ClientError::Refused { at, code, message }) if code == code::FINISHED => {
+                // Rank 0 has taken it then; what a connected rank says meanwhile is of another kind.
+                Err(ClientError::Refused { at, code, message })
+                    if code == code::FINISHED
+                        && at.address == self.endpoints[self.connections.len()].address =>
+                {
                     log::debug!("{at}: no part in this simulation: {message}");
                     return Ok(());
                 }

@@ -268,6 +268,31 @@ fn error_of_a_first_answer(bytes: Vec<u8>) -> ClientError {
 }
 
 #[test]
+fn a_simulation_that_is_given_up_while_its_solver_turns_to_the_next_rank_is_told_so() {
+    let (greeted, rank_one_is_busy) = mpsc::channel();
+    let (first, rank_zero) = serve(move |listener| {
+        let mut peer = listener.accept_client();
+        rank_one_is_busy.recv().unwrap();
+        peer.refuse("finished", "simulation 7 was given up");
+    });
+    let (second, rank_one) = serve(move |listener| {
+        let mut peer = listener.accept();
+        let _: Hello = peer.message();
+        greeted.send(()).unwrap();
+        // The answer never comes.
+        assert!(peer.is_closed());
+    });
+    let mut client = connect(&format!("{first},{second}"));
+    let error = client.finalize(None).unwrap_err();
+    let ClientError::Refused { at, code, message } = &error else { panic!("{error}") };
+    assert_eq!((code.as_str(), message.as_str()), ("finished", "simulation 7 was given up"));
+    assert_eq!(at.address, first);
+    drop(client);
+    rank_zero.join().unwrap();
+    rank_one.join().unwrap();
+}
+
+#[test]
 fn garbage_from_the_server_is_told_with_what_came() {
     let error = error_of_a_first_answer(b"SSH-2.0-OpenSSH_9.6\r\n".to_vec());
     let ClientError::Header { source: HeaderError::Magic { came }, .. } = &error else { panic!("{error}") };
