@@ -372,6 +372,11 @@ impl Ledger {
         self.draw(simulation, draw).map_or(0, |draw| draw.declared.len - draw.complete.len)
     }
 
+    /// The draws of which anything is known, as (simulation, draw), in no order.
+    pub fn draws(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.draws.keys().copied()
+    }
+
     /// How many steps of a draw are complete.
     pub fn nb_complete(&self, simulation: u32, draw: u32) -> u64 {
         self.draw(simulation, draw).map_or(0, |draw| draw.complete.len)

@@ -92,7 +92,8 @@ impl RestoredSession {
         rank: ServerRank,
     ) -> Result<Ledger, LedgerStateError> {
         let known: HashMap<u32, (u32, Status)> =
-            self.simulations.iter().map(|known| (known.simulation, (known.draw, known.status))).collect();
+            // Of one that stands there twice the first word counts, here and in the session.
+            self.simulations.iter().rev().map(|known| (known.simulation, (known.draw, known.status))).collect();
         let mut state = self.ledger.clone();
         for steps in &mut state.draws {
             let (draw, status) = known.get(&steps.simulation).copied().unwrap_or((0, Status::Planned));
@@ -179,17 +180,27 @@ impl Reception {
                     continue;
                 }
             }
-            let (steps, before) = {
-                let ledger = lock(self.shared.ledger_of(simulation));
-                let before: u64 = (0..draw).map(|old| ledger.nb_complete(simulation, old)).sum();
-                (ledger.nb_complete(simulation, draw), before)
-            };
-            self.settled_steps += before;
             let entry = &mut self.simulations[simulation as usize];
+            if entry.settled || entry.attempt > 0 {
+                log::error!(
+                    "the checkpoint lists simulation {simulation} twice: what stands there again (attempt {attempt}, draw \
+                     {draw}, {status}) is passed over, and attempt {}, draw {}, {} counts",
+                    entry.attempt,
+                    entry.draw,
+                    entry.status
+                );
+                continue;
+            }
             (entry.attempt, entry.draw, entry.ended_attempt) = (attempt, draw, attempt);
-            entry.steps = steps;
+            entry.steps = lock(self.shared.ledger_of(simulation)).nb_complete(simulation, draw);
             if status.is_final() {
                 self.settle(simulation, status);
+            }
+        }
+        let ledger = lock(&self.shared.ledger);
+        for (simulation, draw) in ledger.draws() {
+            if self.simulations.get(simulation as usize).is_some_and(|entry| draw < entry.draw) {
+                self.settled_steps += ledger.nb_complete(simulation, draw);
             }
         }
     }

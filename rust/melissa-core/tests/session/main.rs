@@ -11,6 +11,7 @@ mod one_field;
 mod reception;
 mod refusals;
 mod replacement;
+mod restarts;
 mod room;
 mod schedules;
 mod strangers;

@@ -65,6 +65,11 @@ impl Study {
     pub fn start(config: SessionConfig, buffer: BufferConfig) -> Self {
         let buffer = Arc::new(Buffer::new(buffer).unwrap());
         let session = Arc::new(Session::start(config, Arc::clone(&buffer)).unwrap());
+        Self::of(session, buffer)
+    }
+
+    /// With a session that was started somewhere else.
+    pub fn of(session: Arc<Session>, buffer: Arc<Buffer>) -> Self {
         Self { session, buffer, states: Mutex::default() }
     }
 
