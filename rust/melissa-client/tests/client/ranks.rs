@@ -455,6 +455,30 @@ fn simulations_for_validation_go_to_rank_0_beside_the_training_buffer() {
 }
 
 #[test]
+fn the_training_buffer_closes_when_all_that_is_trained_on_has_come_and_validation_goes_on() {
+    for nb_ranks in [1, 2] {
+        let server = Server::start(nb_ranks, 1, fifo(100, 2), |config| config.validation = 1);
+        server.register(0, 1);
+        join(run(&server, 0, 1, 1, 4));
+        if nb_ranks > 1 {
+            server.confirm(0);
+        }
+        let drained: usize = (0..nb_ranks as usize).map(|rank| server.drain(rank).len()).sum();
+        assert_eq!(drained, 4);
+        // Rank 0 still receives.
+        assert_eq!(
+            server.sessions().filter(|session| session.reception_over()).count(),
+            nb_ranks as usize - 1
+        );
+        server.register(1, 1);
+        join(run(&server, 1, 1, 2, 3));
+        assert_eq!(server.ranks[0].0.take_validation().len(), 3);
+        assert!(server.sessions().all(Session::reception_over));
+        assert_eq!(server.ranks[0].0.counters().simulations_finished, 1);
+    }
+}
+
+#[test]
 fn validation_goes_on_while_the_training_buffer_is_full() {
     let server = Server::start(1, 1, fifo(2, 2), |config| config.validation = 1);
     server.register(0, 1);

@@ -348,7 +348,8 @@ impl Session {
         self.counters().expected_samples
     }
 
-    /// Every planned simulation is final, and every complete sample is in the training buffer.
+    /// Every simulation is final, those for validation too, and every complete sample is where it belongs. The training buffer
+    /// is closed by then, and earlier than that when simulations for validation go on alone.
     pub fn reception_over(&self) -> bool {
         self.shared.over.load(Ordering::Acquire)
     }

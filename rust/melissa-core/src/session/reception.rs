@@ -78,6 +78,8 @@ pub(super) struct Reception {
     /// Complete steps of simulations that are final and of draws that were replaced.
     pub(super) settled_steps: u64,
     pub(super) stopped: bool,
+    /// Nothing more comes to train on: the training buffer is closed.
+    pub(super) training_over: bool,
     pub(super) over: bool,
     pub(super) closing: bool,
     /// Why the thread cannot go on.
@@ -125,6 +127,7 @@ impl Reception {
             open,
             settled_steps: 0,
             stopped: false,
+            training_over: false,
             over: false,
             closing: false,
             fatal: None,
@@ -311,13 +314,27 @@ impl Reception {
         }
     }
 
-    /// Ends reception once every simulation is final and every complete sample is in the training buffer.
+    /// Closes the training buffer once every simulation that is trained on is final and every complete sample is in it, and
+    /// ends reception once those for validation are final as well: training waits for none of these.
     pub(super) fn check_over(&mut self) {
-        if !self.over && self.nb_final == self.config.nb_simulations() && self.room.is_drained() {
+        if self.over || !self.room.is_drained() || self.open.iter().any(|&open| open > 0) {
+            return;
+        }
+        if self.nb_final >= self.config.nb_simulations() {
             self.over = true;
             // First the word, then the deed: who sees the end of data finds that reception is over.
             self.shared.over.store(true, Ordering::Release);
+        }
+        if !std::mem::replace(&mut self.training_over, true) {
             self.buffer.close();
+            if !self.over && !self.stopped {
+                log::info!(
+                    "all time steps to train on are in the training buffer; {} simulations for validation go on",
+                    self.config.nb_simulations() - self.nb_final
+                );
+            }
+        }
+        if self.over {
             self.urgent = true;
             log::info!(
                 "reception is over: {} simulations finished, {} dropped, {} time steps received",

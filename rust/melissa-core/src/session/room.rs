@@ -328,7 +328,7 @@ impl Reception {
     fn check_buffer(&mut self) {
         if let Some(text) = self.buffer.failure() {
             self.fatal = Some(text.to_owned());
-        } else if self.buffer.is_closed() && !self.over {
+        } else if self.buffer.is_closed() && !self.training_over {
             log::warn!(
                 "the training buffer was closed while simulations were still sending: the study stops"
             );
