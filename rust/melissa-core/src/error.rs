@@ -29,6 +29,12 @@ pub enum BufferError {
         assembly: usize,
         lent: usize,
     },
+    #[error(
+        "{samples} samples for validation of {stride} bytes need {needed_mib} MiB beside {buffer_mib} MiB for the training \
+         buffer, and {available_mib} MiB of memory are available; lower validation_sweep_size or dl_config.buffer_size, or \
+         give the server more memory"
+    )]
+    ValidationMemory { needed_mib: u64, available_mib: u64, samples: u64, stride: usize, buffer_mib: u64 },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("the kernel refused {bytes} bytes for the training buffer: {source}")]

@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 // A figure of the process and no part of a protocol: not through `sync`.
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(crate) const MIB: u64 = 1 << 20;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes that this process can still take: what the kernel calls available, or less where a control group limits it.

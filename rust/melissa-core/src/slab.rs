@@ -2,13 +2,12 @@
 
 use crate::buffer::SampleKey;
 use crate::error::BufferError;
-use crate::memory::{self, Apart, Region};
+use crate::memory::{self, Apart, MIB, Region};
 use crate::schema::{ALIGNMENT, Schema};
 use crate::slot::{Entry, Release, SlotWord};
 use crate::sync::{Access, Arc, AtomicU32, Ordering, UnsafeCell};
 
 const END: u32 = u32::MAX;
-const MIB: u64 = 1 << 20;
 /// Bytes of a slot that are asked for ahead; the processor finds the rest of a longer one by itself.
 const PREFETCHED: usize = 256;
 const PAGE: usize = 4096;

@@ -59,7 +59,9 @@ pub fn buffer_error(py: Python<'_>, error: &BufferError) -> PyErr {
         | BufferError::Schema(_)
         | BufferError::FieldBytes { .. }
         | BufferError::Count { .. } => &SCHEMA_ERROR,
-        BufferError::Memory { .. } | BufferError::Map { .. } => &MEMORY_LIMIT_ERROR,
+        BufferError::Memory { .. } | BufferError::ValidationMemory { .. } | BufferError::Map { .. } => {
+            &MEMORY_LIMIT_ERROR
+        }
         BufferError::Snapshot(_) => &TRAINING_BUFFER_ERROR,
         BufferError::Closed => &BUFFER_CLOSED,
         BufferError::Failed(_) => &RECEPTION_ERROR,

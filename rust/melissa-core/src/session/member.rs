@@ -160,13 +160,16 @@ impl Reception {
             let schema = Schema::new(layout.fields.clone(), self.config.nb_parameters)
                 .map_err(|error| Refusal::new(code::SIZE, error.to_string()))?;
             let schema = Arc::new(schema);
-            if let Err(error) = self.buffer.bind(Arc::clone(&schema)) {
+            let fits = self.check_validation_fits(&schema);
+            if let Err(error) = fits.and_then(|()| self.buffer.bind(Arc::clone(&schema))) {
                 let text = format!(
                     "simulation {simulation} has joined first, and its samples cannot be kept: {error}"
                 );
                 self.fatal = Some(text);
                 let code = match error {
-                    BufferError::Memory { .. } | BufferError::Map { .. } => code::MEMORY,
+                    BufferError::Memory { .. }
+                    | BufferError::ValidationMemory { .. }
+                    | BufferError::Map { .. } => code::MEMORY,
                     _ => code::FIELD,
                 };
                 return Err(Refusal::new(code, error.to_string()));

@@ -25,6 +25,7 @@ mod simulation;
 mod socket;
 mod state;
 mod table;
+mod validation;
 
 pub use config::{DataType, HANDSHAKE_TIMEOUT, MAX_PENDING_HANDSHAKES, RECEIVE_BUFFER_SIZE, SessionConfig};
 pub use counters::{Counters, Refusals};

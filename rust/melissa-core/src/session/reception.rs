@@ -11,6 +11,7 @@ use super::simulation::Simulation;
 use super::socket::Listeners;
 use super::state::Status;
 use super::table::Connections;
+use super::validation::Kept;
 use super::{Command, Shared};
 use crate::buffer::Buffer;
 use crate::schema::Schema;
@@ -58,6 +59,7 @@ pub(super) struct Reception {
     pub(super) ready: VecDeque<ConnectionId>,
     pub(super) simulations: Vec<Simulation>,
     pub(super) room: Room,
+    pub(super) kept_for_validation: Kept,
     pub(super) counters: Counters,
     pub(super) refusals: RefusalLog,
     pub(super) scratch: Box<[u8]>,
@@ -114,6 +116,7 @@ impl Reception {
             connections: Connections::default(),
             ready: VecDeque::new(),
             simulations: (0..nb_simulations).map(|_| Simulation::new()).collect(),
+            kept_for_validation: Kept::default(),
             room: Room::new(buffer.slot_counts(), nb_simulations as usize),
             counters: Counters::default(),
             refusals: RefusalLog::new(now),

@@ -8,7 +8,7 @@ use super::assembly::Assembly;
 use super::connection::{ConnectionId, Wait};
 use super::reception::Reception;
 use crate::buffer::{SampleKey, SlotCounts, SlotWriter};
-use crate::sync::{Arc, lock};
+use crate::sync::Arc;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -101,16 +101,6 @@ impl Reception {
         self.room.complete.push_back(Waiting { slot, key, parameters });
         self.room.waiting_since.get_or_insert(self.now);
         self.check_buffer();
-    }
-
-    /// A sample for validation: it is copied to where Python takes it from, and its slot is free again.
-    pub(super) fn keep_for_validation(&mut self, slot: SlotWriter, key: SampleKey, parameters: &[f64]) {
-        let sample = slot.into_copy(key, parameters);
-        lock(&self.shared.validation.samples).push(sample);
-        self.let_go_of_slot(key.simulation);
-        // Somebody may wait for it.
-        self.changed(key.simulation, true);
-        self.serve_rows();
     }
 
     /// Room or a slot may be there: serves who waits.

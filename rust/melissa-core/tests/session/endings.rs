@@ -289,6 +289,24 @@ fn a_simulation_that_sends_now_and_then_is_not_silent() {
 }
 
 #[test]
+fn samples_for_validation_that_do_not_fit_end_the_study_before_the_first_comes() {
+    let change = SessionConfig { validation: 2, nb_time_steps: Some(1 << 40), ..config(1) };
+    let study = Study::start(change, fifo(10, 1));
+    study.register(0, 1, 0);
+    let mut client = study.connect(Identity::of(0));
+    let (code, message) = client.join(&FIELDS).err().unwrap().refused();
+    assert_eq!(code, "memory");
+    let samples = 2u64 << 40;
+    assert!(message.contains(&format!("{samples} samples for validation")), "{message}");
+    assert!(message.contains("MiB of memory are available"), "{message}");
+    assert!(message.contains("validation_sweep_size"), "{message}");
+    eventually(
+        "the session says so",
+        || matches!(study.session.changes(Duration::ZERO), Err(SessionError::Failed(text)) if text.contains(&message)),
+    );
+}
+
+#[test]
 fn a_slab_that_does_not_fit_ends_the_study_with_both_figures() {
     let names = vec!["field".to_owned()];
     let study = Study::start(SessionConfig { field_names: names, ..config(1) }, fifo(1000, 1));
