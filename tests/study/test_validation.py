@@ -123,6 +123,25 @@ def test_simulations_for_validation_feed_the_dataloader_and_never_the_buffer(stu
     }
 
 
+def test_training_waits_for_no_simulation_for_validation(study):
+    study.solver(
+        """
+        declare()
+        send(0)
+        if SIMULATION >= 4:
+            # The server's notes, written when training ends.
+            wait_for("seen.json")
+        send(1, 2, 3, 4)
+        melissa_finalize()
+        """
+    )
+    study.server("class Server(PlainServer):\n    def validation_step(self, *arguments): pass")
+    study.configure(SWEEP)
+    study.succeed()
+    study.expect_ledger(20)
+    assert study.report["simulations"]["validation_finished"] == 2
+
+
 def test_training_parameters_are_the_same_without_simulations_for_validation(study, tmp_path):
     study.configure(SWEEP)
     study.server("class Server(PlainServer):\n    def validation_step(self, *arguments): pass")

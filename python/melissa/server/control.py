@@ -621,7 +621,7 @@ class StudyControl:
                 )
 
     def _wait_for_jobs(self, now: float) -> None:
-        """Training is over, as is reception: solvers may still have something to do."""
+        """Training is over, and all that it was made of is here: solvers may still have something to do."""
         jobs = self._live_jobs()
         if self._winding_down_since is None:
             self._winding_down_since = self._reminder_at = now
@@ -634,7 +634,7 @@ class StudyControl:
         elif jobs and now - self._reminder_at > self.REMINDER_PERIOD:
             self._reminder_at = now
             logger.info(
-                f"training is over; {len(jobs)} clients have finished sending and still run: simulations "
+                f"training is over; {len(jobs)} clients still run: simulations "
                 f"{', '.join(str(simulation.id) for simulation in jobs[:10])}"
             )
 
