@@ -2,14 +2,16 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from melissa.exceptions import FatalError, TrainingError, UnsupportedConfiguration
+from melissa.exceptions import CheckpointError, FatalError, TrainingError, UnsupportedConfiguration
 from melissa.server.deep_learning.torch_model import prepare_model
 from melissa.server.deep_learning.torch_server import TorchServer, checkpoint
 from melissa.server.link import install_link
@@ -190,17 +192,31 @@ def test_to_drain_all_ranks_needs_the_predefined_loop(server, monkeypatch):
         own._check_drain()
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(server, tmp_path, monkeypatch):
-    server.model, server.optimizer = torch.nn.Linear(2, 1), None
+@contextmanager
+def files_of_at_most(nb_bytes):
+    """A disk that has room for so much of a file; the interpreter ignores the signal of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nb_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("width", [2, 100_000])
+def test_a_disk_that_is_full_costs_the_checkpoint_and_leaves_the_old_one(server, tmp_path, caplog, width):
+    server.model, server.optimizer = torch.nn.Linear(width, 1), None
     server.checkpoint(3)
-
-    def full(*arguments):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    written = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with files_of_at_most(1000):
         server.checkpoint(4)
+        # Of the state of the whole server its writer looks after the model: it has to know.
+        with pytest.raises(CheckpointError, match=r"model\.pt cannot be written"):
+            server._checkpoint_model(tmp_path / "4" / "rank0")
+    assert "the model was not saved after batch 4" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == written
     assert torch.load(tmp_path / "checkpoints" / "model.pt", weights_only=True)["batch"] == 3
+    assert list((tmp_path / "4" / "rank0").iterdir()) == []
 
 
 def test_the_echo_of_another_ranks_end_says_that_it_is_one(server, monkeypatch):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from melissa._melissa import Prefetcher
-from melissa.exceptions import TrainingError, UnsupportedConfiguration
+from melissa.exceptions import CheckpointError, TrainingError, UnsupportedConfiguration
 from melissa.launcher.defaults import merge_defaults
 from melissa.server.communicator import SingleProcess
 from melissa.server.deep_learning import tf_checkpoint
@@ -169,6 +169,20 @@ def test_a_weight_that_is_nan_leaves_the_older_checkpoint(tmp_path):
     model.trainable_variables[0].assign(tf.fill((2, 4), np.nan))
     with pytest.raises(TrainingError, match=r"kernel' is NaN.*earlier batch is kept"):
         tf_checkpoint.save_model(path, model, None, 2)
+    assert tf_checkpoint.load_model(path, network(), None) == 1
+
+
+def test_a_disk_that_fails_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    model, path = network(), tmp_path / tf_checkpoint.MODEL_NAME
+    tf_checkpoint.save_model(path, model, None, 1)
+
+    def full(group, variables):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tf_checkpoint, "_write", full)
+    with pytest.raises(CheckpointError, match=r"model\.weights\.h5 cannot be written: .*No space left"):
+        tf_checkpoint.save_model(path, model, None, 2)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert tf_checkpoint.load_model(path, network(), None) == 1
 
 

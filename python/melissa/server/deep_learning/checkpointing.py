@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melissa._melissa import CheckpointFile, Prefetcher
-from melissa.exceptions import UnsupportedConfiguration
+from melissa.exceptions import CheckpointError, UnsupportedConfiguration
 from melissa.server.checkpoint.folder import CheckpointFolder
 from melissa.server.checkpoint.manifest import configuration_fingerprint
 from melissa.server.checkpoint.restart import RestoredCheckpoint, load_newest
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
-__all__ = ["BatchesAhead", "begin_checkpoints", "restart", "write_state"]
+__all__ = ["BatchesAhead", "begin_checkpoints", "outlive_the_disk", "restart", "write_state"]
 
 logger = logging.getLogger("melissa")
 
@@ -50,6 +52,15 @@ class BatchesAhead:
         """Return the checkpoint whose batches have to be delivered, once."""
         restored, self.restored = self.restored, None
         return restored
+
+
+@contextmanager
+def outlive_the_disk(batch_idx: int) -> Iterator[None]:
+    """Have a disk that fails cost the file of the model, not the study: that is said in the log."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        logger.error(f"the model was not saved after batch {batch_idx}: {error}. The study goes on")
 
 
 def begin_checkpoints(server: DeepMelissaServer) -> CheckpointWriter:

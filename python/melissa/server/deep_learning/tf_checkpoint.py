@@ -10,13 +10,13 @@ import logging
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from melissa.exceptions import TrainingError
+from melissa.exceptions import CheckpointError, TrainingError
 from melissa.server.deep_learning.tf_optimizer import leaves
 
 __all__ = [
@@ -73,14 +73,23 @@ def optimizer_variables(optimizer: Any) -> list[Any]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what stands there afterwards takes the place of `path` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a path to write to; what stands there afterwards takes the place of `path` at once.
+
+    `CheckpointError` when the disk does not take it.
+    """
     # Keras asks for the end of the name.
     unfinished = path.with_name(f".new.{path.name}")
-    yield unfinished
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        # HDF5 says RuntimeError where it finds the disk full as it closes the file.
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{path.absolute()} cannot be written: {error}") from error
 
 
 def _is_keras_model(model: Any) -> bool:
@@ -92,7 +101,8 @@ def _is_keras_model(model: Any) -> bool:
 def save_model(path: Path, model: Any, optimizer: Any, batch: int) -> None:
     """Write model and optimizer after `batch` batches.
 
-    `TrainingError` where a weight is NaN: the older file, if there is one, is worth more.
+    `TrainingError` where a weight is NaN: the older file, if there is one, is worth more. `CheckpointError`
+    when the disk does not take the file.
     """
     import h5py
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from melissa.exceptions import TrainingError
 from melissa.server.deep_learning import tf_checkpoint
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+from melissa.server.deep_learning.checkpointing import outlive_the_disk
 from melissa.server.deep_learning.collate import inputs_and_fields, inputs_and_fields_of_sample
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.lost_rank import raise_cause
@@ -204,10 +205,12 @@ class TFServer(DeepMelissaServer):
         """Write model and optimizer to ``<path>/model.weights.h5``, on rank 0, in place of an older one.
 
         ``load_weights`` of a Keras model of the same layers reads it, with or without a GPU. Every rank
-        writes its random states and moving means beside it. `TrainingError` when a weight is NaN.
+        writes its random states and moving means beside it. `TrainingError` when a weight is NaN; a disk
+        that fails is an error in the log.
         """
         if self._model is not None:
-            self._write_checkpoint(Path(path), batch_idx)
+            with outlive_the_disk(batch_idx):
+                self._write_checkpoint(Path(path), batch_idx)
 
     def _write_checkpoint(self, folder: Path, batch_idx: int) -> None:
         if self.rank == 0:

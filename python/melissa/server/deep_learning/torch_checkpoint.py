@@ -10,12 +10,13 @@ import os
 import random
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from melissa.exceptions import TrainingError
+from melissa.exceptions import CheckpointError, TrainingError
 from melissa.server.deep_learning.collate import map_leaves
 
 if TYPE_CHECKING:
@@ -46,16 +47,25 @@ def random_states_name(rank: int) -> str:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a file under its name at once: a reader sees the old one or the new one, whole."""
+    """Write a file under its name at once: a reader sees the old one or the new one, whole.
+
+    `CheckpointError` when the disk does not take it.
+    """
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.new")
-    with unfinished.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        # torch says RuntimeError where its own writer finds the disk full.
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"{path.absolute()} cannot be written: {error}") from error
 
 
 def link_or_copy(path: Path, name: Path) -> None:
@@ -89,7 +99,8 @@ def on_cpu(state: Any) -> Any:
 def save_model(path: Path, model: Any, optimizer: Any, batch: int, loss: Any = None) -> None:
     """Write model and optimizer after `batch` batches.
 
-    `TrainingError` where a weight is NaN: the older file, if there is one, is worth more.
+    `TrainingError` where a weight is NaN: the older file, if there is one, is worth more. `CheckpointError`
+    when the disk does not take the file.
     """
     weights = on_cpu(unwrap(model).state_dict())
     _refuse_nan(unwrap(model), weights, path, batch)

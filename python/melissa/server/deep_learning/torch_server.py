@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from melissa.exceptions import UnsupportedConfiguration
 from melissa.server.deep_learning import torch_checkpoint, torch_group
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
+from melissa.server.deep_learning.checkpointing import outlive_the_disk
 from melissa.server.deep_learning.collate import (
     as_tensors,
     inputs_and_fields,
@@ -331,10 +332,12 @@ class TorchServer(DeepMelissaServer):
 
         ``torch.load(..., weights_only=True)`` reads it, with or without a GPU: a dictionary with ``batch``,
         ``model_state_dict``, ``optimizer_state_dict`` and ``loss`` (None). Every rank writes its random
-        states beside it. `TrainingError` when the model has a weight that is NaN.
+        states beside it. `TrainingError` when the model has a weight that is NaN; a
+        disk that fails is an error in the log.
         """
         if self._model is not None:
-            self._write_checkpoint(Path(path), batch_idx)
+            with outlive_the_disk(batch_idx):
+                self._write_checkpoint(Path(path), batch_idx)
 
     def _write_checkpoint(self, folder: Path, batch_idx: int) -> None:
         if self.rank == 0:
