@@ -170,6 +170,94 @@ say_what_is_loaded()
     assert "the checkpoint after batch 20 could not be written: [Errno 28] No space left" in log
 
 
+def test_a_part_that_failed_keeps_its_rank_busy_until_nobody_writes_to_it(tmp_path):
+    told, _ = said(
+        tmp_path,
+        2,
+        """
+class Slow:
+    # The file of the samples, on a disk that is slow.
+    def __init__(self, path):
+        self.path, self.end = path, time.monotonic() + 1.0
+    def wait(self):
+        time.sleep(max(0.0, self.end - time.monotonic()))
+        self.path.write_bytes(b"samples")
+
+class Cut:
+    population, pending = 3, 0
+    write = staticmethod(Slow)
+
+class Plane(DataPlane):
+    def cut(self):
+        return Cut()
+
+def full(folder):
+    raise OSError(28, "No space left on device")
+
+writer = make_writer()
+if comm.rank == 1:
+    assert not writer.write(10, Plane(filled(10), None), progress(10), full)
+else:
+    write(writer, 10)
+while comm.rank == 0 and writer.is_busy:
+    time.sleep(0.01)
+say(json.dumps(writer.is_busy))
+say(json.dumps(write(writer, 20)))
+writer.wait()
+comm.barrier()
+say(json.dumps(sorted(path.name for path in folder.of_batch(10).iterdir())))
+comm.barrier()
+written(writer, 30)
+say_what_is_there()
+""",
+    )
+    assert [lines[0] for lines in told] == [False, True]
+    for _, written_20, left, there in told:
+        assert (written_20, left) == (False, ["rank0"])
+        assert there["30"] == [0, 1]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_checkpoints_of_which_one_rank_cannot_write_its_part_do_not_pile_up(failing, tmp_path):
+    told, _ = said(
+        tmp_path,
+        2,
+        f"""
+def full(folder):
+    if comm.rank == {failing}:
+        raise OSError(28, "No space left on device")
+writer = make_writer()
+written(writer, 10)
+for batch in range(20, 80, 10):
+    write(writer, batch, save_model=full)
+    writer.wait()
+    comm.barrier()
+say_what_is_there()
+""",
+    )
+    for lines in told:
+        assert lines == [{"10": [0, 1], "70": [1 - failing]}]
+
+
+def test_ranks_after_different_batches_all_skip_and_say_so(tmp_path):
+    told, log = said(
+        tmp_path,
+        2,
+        """
+writer = make_writer()
+written(writer, 10)
+# Rank 0 believes that it has this one already; rank 1 is a batch ahead.
+say(json.dumps(write(writer, 10 + comm.rank)))
+say(json.dumps(write(writer, 20)))
+writer.wait()
+comm.barrier()
+say(json.dumps(write(writer, 20)))
+""",
+    )
+    assert told == [[False, True, False]] * 2
+    assert "the server's ranks are not after the same batch (rank 0 after 10, rank 1 after 11)" in log
+
+
 def test_another_number_of_ranks_is_refused_with_both(tmp_path):
     said(tmp_path, 2, "written(make_writer(), 10)")
     result, _ = under_mpi.run(tmp_path, 1, "import json\n" + PROGRAM + "say_what_is_loaded()")

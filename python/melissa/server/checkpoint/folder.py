@@ -92,13 +92,15 @@ class CheckpointFolder:
 
     # Removing; rank 0 does it for all.
 
-    def prune(self, nb_ranks: int) -> None:
-        """Remove checkpoints that are older than the newest `KEPT` complete ones."""
-        complete = [batch for batch in self.batches() if self.is_complete(batch, nb_ranks)]
-        if len(complete) < KEPT:
-            return
-        for batch in self.batches():
-            if batch < complete[KEPT - 1]:
+    def prune(self, nb_ranks: int, begun: int) -> None:
+        """Remove checkpoints older than that of batch `begun`, but for the newest `KEPT` complete ones.
+
+        No rank writes an older one any more when the next is begun: it will never be complete.
+        """
+        batches = self.batches()
+        kept = [batch for batch in batches if self.is_complete(batch, nb_ranks)][:KEPT]
+        for batch in batches:
+            if batch < begun and batch not in kept:
                 self._remove(batch)
 
     def forget_newer(self, batch: int) -> None:

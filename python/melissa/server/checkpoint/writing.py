@@ -56,6 +56,7 @@ class _Obstacle(enum.IntFlag):
 
     BUSY = 1
     EMPTY = 2
+    APART = 4
 
 
 class CheckpointWriter:
@@ -114,28 +115,28 @@ class CheckpointWriter:
         It returns when the cut is taken and the model saved; the rest is written by threads. A disk that
         fails costs the checkpoint, not the study.
         """
-        if self.last_batch == batch:
-            return False
         mine = _Obstacle(0)
         if self.is_busy:
             mine |= _Obstacle.BUSY
         if not data.buffer.bound:
             mine |= _Obstacle.EMPTY
-        obstacles = _Obstacle(self._comm.flags(mine).result()[0])
+        # All that a rank decides by follows from what all ranks know: else some would wait for the others.
+        answers = self._comm.allgather((batch, int(mine)))
+        batches = [other for other, _ in answers]
+        obstacles = _Obstacle(0)
+        for other, obstacle in answers:
+            obstacles |= _Obstacle(obstacle)
+            if other != batch:
+                obstacles |= _Obstacle.APART
+        if not obstacles & _Obstacle.APART and self.last_batch == batch:
+            return False
         if obstacles:
-            why = "no sample has come yet"
-            if _Obstacle.BUSY in obstacles:
-                which = f"that of batch {self.last_batch}" if self.is_busy else "another rank's"
-                why = f"{which} is still being written"
-            # Said once for each reason: batches may be short.
-            is_news = self._skip_told != (self.last_batch, obstacles)
-            self._skip_told = self.last_batch, obstacles
-            level = logging.INFO if is_news else logging.DEBUG
-            logger.log(level, f"the checkpoint after batch {batch} is skipped: {why}")
+            self._tell_skip(batch, batches, obstacles)
             return False
         # Also where it fails on this rank: asked for the same batch again, all ranks must answer alike.
         self.last_batch = batch
         begin = time.perf_counter()
+        writing: CheckpointWriting | None = None
         try:
             unfinished = self._folder.begin(batch, self._comm.rank)
             cut = data.cut()
@@ -144,7 +145,8 @@ class CheckpointWriter:
             writing = cut.write(unfinished / BUFFER_FILE)
             save_model(unfinished)
         except (CheckpointError, OSError) as error:
-            self._failed(batch, error)
+            self._tell_failure(batch, error)
+            self._start(self._give_up, batch, writing)
             return False
         logger.debug(
             f"checkpoint after batch {batch}: {population} samples and {pending} of drawn batches are being "
@@ -160,11 +162,34 @@ class CheckpointWriter:
             "configuration": configuration_fingerprint(self._config_dict),
             "progress": progress,
         }
-        self._thread = threading.Thread(
-            target=self._finish, args=(batch, unfinished, writing, manifest), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        self._start(self._finish, batch, unfinished, writing, manifest)
         return True
+
+    def _tell_skip(self, batch: int, batches: list[int], obstacles: _Obstacle) -> None:
+        level = logging.INFO
+        if _Obstacle.APART in obstacles:
+            level = logging.WARNING
+            numbers = ", ".join(f"rank {rank} after {other}" for rank, other in enumerate(batches))
+            why = (
+                f"the server's ranks are not after the same batch ({numbers}); all of them have to call "
+                "checkpoint_state after the same number of batches"
+            )
+        elif _Obstacle.BUSY in obstacles:
+            which = f"that of batch {self.last_batch}" if self.is_busy else "another rank's"
+            why = f"{which} is still being written"
+        else:
+            why = "no sample has come yet"
+        # Said once for each reason: batches may be short.
+        is_news = self._skip_told != (self.last_batch, obstacles)
+        self._skip_told = self.last_batch, obstacles
+        logger.log(
+            level if is_news else logging.DEBUG, f"the checkpoint after batch {batch} is skipped: {why}"
+        )
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Have a thread do the rest of a checkpoint: until it has ended this rank is busy."""
+        self._thread = threading.Thread(target=work, args=arguments, name="checkpoint", daemon=True)
+        self._thread.start()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until what is being written is written."""
@@ -187,11 +212,11 @@ class CheckpointWriter:
             study = None if self._study is None else self._study().to_dict()
             Manifest(**manifest, files=files, study=study).write(unfinished)
             self._folder.commit(batch, self._comm.rank)
-            if self._comm.rank == 0:
-                self._folder.prune(self._comm.size)
         except (CheckpointError, OSError) as error:
-            self._failed(batch, error)
+            self._tell_failure(batch, error)
+            self._give_up(batch, writing)
             return
+        self._prune(batch)
         aside = written["copied_aside"]
         logger.info(
             f"checkpoint after batch {batch} is written: {written['bytes'] / 2**20:.1f} MiB in "
@@ -199,15 +224,33 @@ class CheckpointWriter:
             + (f"; {aside} samples were copied so that reception did not wait for the disk" if aside else "")
         )
 
-    def _failed(self, batch: int, error: Exception) -> None:
+    def _tell_failure(self, batch: int, error: Exception) -> None:
         logger.error(
             f"the checkpoint after batch {batch} could not be written: {error}. The study goes on; a server "
             "that dies now goes on from the one before"
         )
+
+    def _give_up(self, batch: int, writing: CheckpointWriting | None) -> None:
+        """Remove this rank's part, once nobody writes to it any more."""
+        try:
+            if writing is not None:
+                writing.wait()
+        except CheckpointError as error:
+            logger.debug(f"samples of the checkpoint after batch {batch} were not written either: {error}")
         try:
             self._folder.abandon(batch, self._comm.rank)
-        except OSError as another:
-            logger.error(f"and what was written of it could not be removed: {another}")
+        except OSError as error:
+            logger.error(f"what was written of the checkpoint after batch {batch} stays: {error}")
+        self._prune(batch)
+
+    def _prune(self, batch: int) -> None:
+        """Remove what nobody needs after the checkpoint of `batch`; other ranks may still be writing that."""
+        if self._comm.rank != 0:
+            return
+        try:
+            self._folder.prune(self._comm.size, batch)
+        except OSError as error:
+            logger.error(f"checkpoints older than that of batch {batch} could not be removed: {error}")
 
 
 def _sync_file(path: Path) -> None:
