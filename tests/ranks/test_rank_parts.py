@@ -19,7 +19,7 @@ from melissa.server.ranks.balance import RankBalance
 from melissa.server.ranks.deadline import LastResort
 from melissa.server.ranks.hub import RankHub
 from melissa.server.ranks.merge import MergedStates
-from melissa.server.ranks.message import Done, Joined, RankMessage, RegisterAttempt, StateChange
+from melissa.server.ranks.message import Done, Joined, RankMessage, RegisterAttempt, Settle, StateChange
 from melissa.server.ranks.receivers import RankedReceivers
 from melissa.utility.channel import Listener, connect
 
@@ -202,6 +202,28 @@ def test_a_stop_that_another_rank_was_asked_for_stops_all(team):
     soon(lambda: team.zero.ending.stop_reason)
     assert team.zero.ending.stop_reason == "SIGTERM came (server rank 1)"
     assert team.zero.ending.stop_status == 143
+
+
+def test_requests_of_several_threads_reach_a_rank_in_the_order_of_their_numbers(team, monkeypatch):
+    told, tell = [], team.hub.tell
+
+    def slow_at_first(message):
+        time.sleep(0.2 if message.request == 1 else 0.0)
+        told.append(message.request)
+        tell(message)
+
+    monkeypatch.setattr(team.hub, "tell", slow_at_first)
+    asking = [threading.Thread(target=team.hub.ask, args=(Settle,)) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+        time.sleep(0.05)
+    for thread in asking:
+        thread.join(5.0)
+    assert told == [1, 2, 3]
+    team.hub.wait_for(3)
+    # A late word about an older request takes nothing back.
+    team.hub._take(1, Done(2))
+    assert team.hub.wait_shortly_for(3, timeout=0.0)
 
 
 def test_figures_are_those_of_all_ranks_and_ledgers_are_closed_on_all(team):

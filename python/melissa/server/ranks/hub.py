@@ -66,6 +66,7 @@ class RankHub:
         self._refusals: list[str] = []
         self._done: dict[int, int] = {}
         self._request = 0
+        self._asking = threading.Lock()
         self._heard_at: dict[int, float] = {}
         self._alive_at = 0.0
         self._stop_told = False
@@ -141,10 +142,12 @@ class RankHub:
 
     def ask(self, make: Callable[[int], RankMessage]) -> int:
         """Send a request to all other ranks, made from its number; return that."""
-        with self._condition:
+        # Ranks do requests in the order of their numbers. Not under the condition, which the thread that
+        # reads needs: a rank whose messages nobody reads reads none.
+        with self._asking:
             self._request += 1
             request = self._request
-        self.tell(make(request))
+            self.tell(make(request))
         return request
 
     def wait_for(self, request: int) -> None:
@@ -259,7 +262,7 @@ class RankHub:
                     self._refusals += [f"server rank {rank}: {text}" for text in texts]
             case Done(request):
                 with self._condition:
-                    self._done[rank] = request
+                    self._done[rank] = max(request, self._done.get(rank, 0))
                     self._condition.notify_all()
             case StopWanted(reason, status):
                 self._ending.stop(f"{reason} (server rank {rank})", status)
