@@ -74,6 +74,23 @@ def test_a_study_on_several_ranks_trains_on_every_time_step_once(study, nb_ranks
     assert study.server_log.count("has finished sending") == 4
 
 
+def test_a_client_that_hangs_before_it_knows_all_ranks_is_cancelled_and_runs_again(study):
+    study.solver(
+        """
+        declare()
+        if SIMULATION == 1 and ATTEMPT == 1:
+            time.sleep(1000)
+        send(0, 1, 2, 3, 4)
+        melissa_finalize()
+        """
+    )
+    on_ranks(study, study_options__simulation_timeout=2.0)
+    study.succeed()
+    study.expect_ledger(20)
+    assert "client of simulation 1 sent nothing for 2 s" in study.server_log
+    assert study.report["simulations"]["resubmitted"] == 1
+
+
 def test_a_simulation_may_be_bound_to_a_rank(study):
     on_ranks(study, dl_config__distribution="simulation", dl_config__batch_size=2)
     study.succeed()
