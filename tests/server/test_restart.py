@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 
 import pytest
@@ -250,6 +251,35 @@ def test_sigusr1_writes_a_checkpoint_at_the_next_batch(start, tmp_path):
     finish(server)
     written = [line for line in server.log.splitlines() if "is written: " in line]
     assert len(written) == 2, server.log  # and the one at the end
+
+
+SLOW_DISK = """
+import time
+from melissa.server.checkpoint.manifest import Manifest
+write = Manifest.write
+Manifest.write = lambda self, folder: (time.sleep(1.0), write(self, folder))
+"""
+
+
+def test_sigusr1_while_a_checkpoint_is_written_has_another_one_written_afterwards(start):
+    options = kind_of_buffer(KINDS["FIFO"], checkpoint_interval=100_000)
+    server = start(study=dying("bool(time.sleep(0.1))", before=SLOW_DISK), **options)
+    server.serve(until=lambda message: getattr(message, "values", {}).get("batches", 0) > 5)
+    server.process.send_signal(signal.SIGUSR1)
+    threading.Timer(0.5, server.process.send_signal, args=(signal.SIGUSR1,)).start()
+    finish(server)
+    written = [line for line in server.log.splitlines() if "is written: " in line]
+    assert len(written) == 3, server.log  # and the one at the end
+
+
+def test_sigusr1_in_a_loop_of_the_study_s_own_is_said_to_do_nothing(start):
+    study = dying("bool(time.sleep(0.05))") + OWN_LOOP
+    server = start(study=study, **kind_of_buffer(KINDS["FIFO"]))
+    server.serve(until=lambda message: getattr(message, "values", {}).get("batches", 0) > 2)
+    server.process.send_signal(signal.SIGUSR1)
+    finish(server)
+    assert "a checkpoint is written when that calls checkpoint_state" in server.log
+    assert "after the next batch" not in server.log
 
 
 def test_a_new_study_in_the_same_folder_forgets_the_checkpoints_of_the_one_before(start, tmp_path):

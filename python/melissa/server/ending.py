@@ -36,6 +36,8 @@ class StudyEnding:
         """Whether somebody asked for a checkpoint: the ranks agree on the batch after which it is written."""
         self.checkpoint_due = False
         """Whether training writes a checkpoint of what is there when it is interrupted."""
+        self.has_own_loop = False
+        """Whether a loop of the study's own trains, which writes a checkpoint when it says so itself."""
         self._held_since: float | None = None
         self._lock = threading.Lock()
         self._error: BaseException | None = None

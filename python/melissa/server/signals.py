@@ -65,6 +65,12 @@ class SignalWatch:
         if self._ending is None:
             logger.info("SIGUSR1 came before the study has begun: there is nothing to write a checkpoint of")
             return
+        if self._ending.has_own_loop:
+            logger.info(
+                "SIGUSR1 came: nothing follows from it, since this study's train is its own: a checkpoint is "
+                "written when that calls checkpoint_state"
+            )
+            return
         logger.info("SIGUSR1 came: a checkpoint is written after the next batch")
         self._ending.checkpoint_wanted = True
 

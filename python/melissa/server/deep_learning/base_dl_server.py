@@ -330,7 +330,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         if self._fast_dev_run is not None:
             self._fast_dev_run.shorten(self)
         check_hooks(type(self))
-        if not is_overridden(type(self), "train"):
+        self._ending.has_own_loop = is_overridden(type(self), "train")
+        if not self._ending.has_own_loop:
             choose_lane(type(self), self._has_default_batch)
         self._check_group_size()
         if self._parameter_sampler is None and not is_overridden(type(self), "draw_parameters"):
@@ -700,7 +701,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self.checkpoint_state()
 
     def _checkpoint_on_request(self, batch_idx: int) -> None:
-        """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch."""
+        """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch.
+
+        While one is being written the wish stays: then they come here after the next batch, too.
+        """
+        if self._checkpoints is not None and self.comm.any(self._checkpoints.is_busy):
+            return
         self._ending.checkpoint_wanted = False
         logger.info(f"a checkpoint is written after batch {batch_idx}, as was asked for")
         self._checkpoint_now(batch_idx)

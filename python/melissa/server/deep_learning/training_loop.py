@@ -29,6 +29,7 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
     batch_idx = server.batch_offset
     fetches_ahead = server.comm_size > 1
     server._ahead.source = source
+    server._ending.has_own_loop = False  # a train of the class's own may call that of its base
     server._ending.checkpoint_due = server.checkpoint_interval > 0
     try:
         delivery = _fetch(server, source)
