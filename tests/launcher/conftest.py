@@ -47,6 +47,7 @@ class Study:
             "job_limit": 3,
             "timer_delay": 5.0,
             "server_timeout": 60.0,
+            "stop_timeout": 300.0,
             "fault_tolerance": False,
             "std_output": True,
             "verbosity": 3,

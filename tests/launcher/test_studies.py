@@ -324,6 +324,32 @@ def test_a_server_that_minds_nothing_is_ended_a_while_after_the_first_signal(stu
     assert study.wait(10).returncode == 143
 
 
+def test_a_server_that_writes_its_last_checkpoint_may_take_longer_than_one_that_does_not(study):
+    study.solver("sleep 1000")
+    study.start("save_when_stopped 1.5", constants={"STOP_TIMEOUT": 0.5})
+    study.wait_for_log("attempt 1: running")
+    study.launcher.send_signal(signal.SIGTERM)
+    assert study.wait(15).returncode == 143
+    assert (study.output / "saved").exists()
+    assert "the server writes a checkpoint: it has 299 s for that (stop_timeout)" in study.log
+
+
+@pytest.mark.parametrize("nb_signals", [1, 2])
+def test_a_checkpoint_ends_with_stop_timeout_or_a_second_signal(study, nb_signals):
+    study.solver("sleep 1000")
+    limit = 0.8 if nb_signals == 1 else 300.0
+    study.start("save_when_stopped 1000", constants={"STOP_TIMEOUT": 0.3}, stop_timeout=limit)
+    study.wait_for_log("attempt 1: running")
+    study.launcher.send_signal(signal.SIGTERM)
+    study.wait_for_log("the server writes a checkpoint")
+    if nb_signals == 2:
+        study.launcher.send_signal(signal.SIGTERM)
+    result = study.wait(10)
+    assert result.returncode == 143
+    assert ("within 0.8 s (launcher_config.stop_timeout)" in result.stderr) == (nb_signals == 1)
+    assert not (study.output / "saved").exists()
+
+
 def test_a_signal_while_the_server_starts_ends_the_study(study):
     study.start("never_connect")
     study.wait_for_log("the server's job is running")

@@ -280,3 +280,18 @@ def test_what_a_study_says_of_its_model_stands_in_the_report_as_json_can_have_it
 def test_a_ledger_that_does_not_balance_is_an_error_with_the_figures():
     with pytest.raises(FatalError, match=r"101 time steps were declared(.|\n)*make 100"):
         report(declared=101).check()
+
+
+def test_reception_is_held_for_as_long_as_a_last_checkpoint_is_written(monkeypatch):
+    ending, progress = StudyEnding(), StudyProgress()
+    ending.checkpoint_due = True
+    ending.stop("SIGTERM came", status=143)
+    assert ending.holds_reception(progress.is_saving)
+    monkeypatch.setattr(StudyEnding, "CHECKPOINT_GRACE", 0.0)
+    assert not ending.holds_reception(progress.is_saving)
+    with progress.saving():
+        with progress.saving():
+            pass
+        assert progress.snapshot()["is_saving"]
+        assert ending.holds_reception(progress.is_saving)
+    assert not ending.holds_reception(progress.is_saving)

@@ -49,7 +49,10 @@ FIRST_REMINDER = 30.0
 """Seconds after which the launcher says that it still waits for the server; then ever less often."""
 PING_PERIOD = 2.0
 STOP_TIMEOUT = 10.0
-"""Seconds that a server which was asked to stop, or has failed, has for ending by itself."""
+"""Seconds that a server which was asked to stop, or has failed, has for ending by itself.
+
+They begin anew when it has written a checkpoint; ``launcher_config.stop_timeout`` limits them all.
+"""
 FINISH_TIMEOUT = 60.0
 """Seconds between the server's last message and the end of its process."""
 END_GRACE = 1.0
@@ -131,6 +134,7 @@ class Launcher:
         self._terminal_verbosity = terminal_verbosity
         self._environment = dict(environment or {})
         self._server_timeout = float(config_dict["launcher_config"]["server_timeout"])
+        self._stop_limit = float(config_dict["launcher_config"]["stop_timeout"])
         self._keep_output = bool(config_dict["launcher_config"]["std_output"])
         self._nb_server_ranks = nb_server_ranks(config_dict["launcher_config"]) or 1
 
@@ -143,6 +147,8 @@ class Launcher:
         self._heartbeat: Channel | None = None
         self._server_heard = 0.0
         self._server_pinged = 0.0
+        self._server_is_saving = False
+        self._stop_began = 0.0
         self._signals_seen = 0
 
     @property
@@ -250,6 +256,7 @@ class Launcher:
             preprocessing_commands=self._config.get("server_config", {}).get("preprocessing_commands", []),
             keep_output=self._keep_output,
         )
+        self._server_is_saving = False
         self._server = self._scheduler.submit(request)
         self._next_poll = time.monotonic()
         logger.info(f"server submitted, the launcher listens at {self._listener.address}")
@@ -366,8 +373,7 @@ class Launcher:
             self._conclude(status, f"interrupted by {name}")
             if self._channel is not None:
                 self._tell_server(message.Stop(f"the launcher got {name}"))
-                self._clients.stop_submitting()
-                self._enter(Phase.STOPPING, STOP_TIMEOUT, self._end_jobs)
+                self._let_server_end()
                 return
         self._end_jobs()
 
@@ -494,6 +500,7 @@ class Launcher:
             case message.Progress(values):
                 self._restarts.progress(values)
                 self._view.report(values)
+                self._note_saving(bool(values.get("is_saving")))
             case message.Register(addresses, pid, nb_ranks):
                 self._register(addresses, pid, nb_ranks)
             case message.SubmitClient():
@@ -544,11 +551,35 @@ class Launcher:
         self._clients.stop_submitting()
         self._enter(Phase.FINISHING, FINISH_TIMEOUT, self._server_does_not_end)
 
+    def _note_saving(self, is_saving: bool) -> None:
+        if self._server_is_saving and not is_saving and self._phase is Phase.STOPPING:
+            # The checkpoint is written: now it can end as any other server does.
+            self._enter(Phase.STOPPING, STOP_TIMEOUT, self._stop_takes_long)
+        self._server_is_saving = is_saving
+
     def _let_server_end(self) -> None:
         """Wait a little for a server that is ending by itself."""
         self._clients.stop_submitting()
         if self._phase in (Phase.STARTING, Phase.RUNNING):
-            self._enter(Phase.STOPPING, STOP_TIMEOUT, self._end_jobs)
+            self._stop_began = time.monotonic()
+            self._enter(Phase.STOPPING, STOP_TIMEOUT, self._stop_takes_long)
+
+    def _stop_takes_long(self) -> None:
+        """End a server that does not end by itself, but for one that is writing a checkpoint."""
+        now = time.monotonic()
+        left = self._stop_began + self._stop_limit - now
+        is_heard = self._channel is not None and now - self._server_heard < 2 * self._server_timeout
+        if not (self._server_is_saving and is_heard):
+            self._end_jobs()
+        elif left > 0:
+            logger.info(f"the server writes a checkpoint: it has {left:.0f} s for that (stop_timeout)")
+            self._enter(Phase.STOPPING, min(STOP_TIMEOUT, left), self._stop_takes_long)
+        else:
+            logger.error(
+                f"the server has not written its checkpoint within {self._stop_limit:g} s "
+                "(launcher_config.stop_timeout) and is ended: the checkpoint before that one is kept"
+            )
+            self._end_jobs()
 
     def _server_standing(self) -> str:
         """Say how far a server is that has not registered yet."""

@@ -107,7 +107,8 @@ class Progress(Message):
     ``samples_received``, ``samples_trained``, ``samples_delivered``, ``samples_expected`` and ``batches``,
     ``batches_expected`` (-1 where not known); ``samples_per_second``, ``batches_per_second``;
     ``population``, ``capacity``, ``watermark`` (samples), and ``populations``, one for each rank;
-    ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses`` (tag -> value); ``phase``.
+    ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses`` (tag -> value); ``phase``;
+    ``is_saving`` where a rank writes a checkpoint now, which the server is not ended before.
     """
 
     values: dict[str, Any]

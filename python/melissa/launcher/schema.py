@@ -148,6 +148,9 @@ class LauncherConfig(Section):
     )
     timer_delay: Seconds = _key("seconds between two polls of job states", 5.0)
     server_timeout: Seconds = _key("seconds between two pings; twice that without one is death", 60.0)
+    stop_timeout: Seconds = _key(
+        "seconds that a server which was asked to stop has for the checkpoint that it writes", 300.0
+    )
     fault_tolerance: bool = _key("run again what failed", True)
     std_output: bool = _key("keep the output of jobs under stdout/", True)
     verbosity: Verbosity = _key("of the launcher's log: 0 errors, 1 warnings, 2 information, 3 everything", 3)

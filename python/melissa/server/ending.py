@@ -28,6 +28,7 @@ class StudyEnding:
     """
 
     CHECKPOINT_GRACE = 10.0
+    """Seconds that training has for beginning with its last checkpoint."""
 
     def __init__(self) -> None:
         self.is_looked_at = False
@@ -63,16 +64,17 @@ class StudyEnding:
         """Whether the study is to stop because somebody said so, and may go on another day."""
         return self._stop_reason is not None and self._stop_status != 0
 
-    def holds_reception(self) -> bool:
+    def holds_reception(self, is_saving: bool) -> bool:
         """Say whether reception has to wait with its end: training has not saved yet what it would lose.
 
-        It waits `CHECKPOINT_GRACE` seconds from the first question on: a training step may take longer.
+        It waits `CHECKPOINT_GRACE` seconds from the first question on, since a training step may take
+        longer, and for as long as training `is_saving`: a checkpoint has any size; the launcher has a limit.
         """
         if not (self.checkpoint_due and self.is_interrupted):
             return False
         now = time.monotonic()
         self._held_since = now if self._held_since is None else self._held_since
-        return now - self._held_since < self.CHECKPOINT_GRACE
+        return is_saving or now - self._held_since < self.CHECKPOINT_GRACE
 
     @property
     def error(self) -> BaseException | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["StudyProgress", "StudyRates"]
@@ -26,6 +28,8 @@ class StudyProgress:
         self._training_ended: float | None = None
         self.started = time.monotonic()
         self.phase = "starting"
+        self.is_saving = False
+        """Whether a checkpoint is being written: whoever ends the server waits for that."""
         self.batches = 0
         self.samples_delivered = 0
         self.batches_expected: int | None = None
@@ -49,6 +53,15 @@ class StudyProgress:
         self.phase = "finishing"
         if self._training_started is not None:
             self._training_ended = time.monotonic()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Tell that a checkpoint is written within; may stand within another one."""
+        before, self.is_saving = self.is_saving, True
+        try:
+            yield
+        finally:
+            self.is_saving = before
 
     @property
     def training_seconds(self) -> float:
@@ -105,6 +118,7 @@ class StudyProgress:
         with self._lock:
             return {
                 "phase": self.phase,
+                "is_saving": self.is_saving,
                 "batches": self.batches,
                 "samples_delivered": self.samples_delivered,
                 "batches_expected": -1 if self.batches_expected is None else self.batches_expected,

@@ -697,8 +697,9 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def _checkpoint_now(self, batch_idx: int, path: str = "checkpoints") -> None:
         """Save the model as the class does, then the state of the server; every rank calls it."""
-        self.checkpoint(batch_idx, path)
-        self.checkpoint_state()
+        with self._progress.saving():
+            self.checkpoint(batch_idx, path)
+            self.checkpoint_state()
 
     def _checkpoint_on_request(self, batch_idx: int) -> None:
         """Write the checkpoint that SIGUSR1 asked for on some rank; all ranks come here after that batch.

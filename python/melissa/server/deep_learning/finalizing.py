@@ -23,12 +23,14 @@ def finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     report: dict[str, Any] = {}
     # All ranks have trained their last batch when this one comes to know whether one has received all.
     has_received_all = server.comm.any(server._receiver is not None and server.buffer.native.closed)
+    if server._checkpoints is not None:
+        # While the control thread lives, which tells the launcher that this may take its time.
+        with server._progress.saving():
+            server._checkpoints.wait()
     if server._ensemble is not None:
         report = server._ensemble.finish(has_received_all).content
         if server._fast_dev_run is not None:
             report["fast_dev_run"] = server._fast_dev_run.figures(server)
-    if server._checkpoints is not None:
-        server._checkpoints.wait()
     _close_logs(server)
     server._needed_link().send(Finished(exit_, report))
     if isinstance(server._ranks, RankAgent):

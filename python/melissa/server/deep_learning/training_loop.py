@@ -62,13 +62,14 @@ def _write_last_checkpoint(server: DeepMelissaServer, batch_idx: int) -> None:
     is_interrupted = server.comm.any(server._ending.is_interrupted)
     if batch_idx == server.batch_offset or interval <= 0:
         return
-    if server._checkpoints is not None:
-        server._checkpoints.wait()
-    if batch_idx % interval:
-        server._checkpoint_now(batch_idx)
-    elif is_interrupted:
-        # Unless it was skipped, that of this batch is there.
-        server.checkpoint_state()
+    with server._progress.saving():
+        if server._checkpoints is not None:
+            server._checkpoints.wait()
+        if batch_idx % interval:
+            server._checkpoint_now(batch_idx)
+        elif is_interrupted:
+            # Unless it was skipped, that of this batch is there.
+            server.checkpoint_state()
 
 
 def _fetch(server: DeepMelissaServer, source: BatchSource) -> Delivery | None:

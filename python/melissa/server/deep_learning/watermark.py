@@ -65,5 +65,6 @@ def _keep_what_has_come(server: DeepMelissaServer) -> None:
     """Write a checkpoint of a study that is interrupted before its first batch; every rank comes here."""
     is_interrupted = server.comm.any(server._ending.is_interrupted)
     if is_interrupted and server._ending.checkpoint_due:
-        server.checkpoint_state()
+        with server._progress.saving():
+            server.checkpoint_state()
     server._ending.checkpoint_due = False

@@ -237,7 +237,9 @@ class RankAgent:
 
     def _stop_reception(self) -> None:
         """End reception as rank 0 has said; a checkpoint that training is about to take comes first."""
-        if self._reception_is_to_stop and self._reception is not None and not self._ending.holds_reception():
+        if not self._reception_is_to_stop or self._reception is None:
+            return
+        if not self._ending.holds_reception(self._reception.progress.is_saving):
             self._reception_is_to_stop = False
             self._reception.receiver.stop()
 
