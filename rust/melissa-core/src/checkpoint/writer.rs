@@ -236,6 +236,16 @@ impl Drop for Held {
     }
 }
 
+/// Dropped, also by a panic, it ends the thread that copies aside.
+struct AsideEnd<'a>(&'a Held);
+
+impl Drop for AsideEnd<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
+        self.0.bound.room.pin_holders.notify();
+    }
+}
+
 /// An array that is being written, row after row.
 struct Rows<'a> {
     sink: &'a dyn Sink,
@@ -300,14 +310,12 @@ fn save(mut cut: Cut, sink: &dyn Sink) -> io::Result<Written> {
     let half = memory::available().unwrap_or(u64::MAX) / 2;
     let held = Held::new(buffer.samples, usize::try_from(half).unwrap_or(usize::MAX));
     let mut checksums = std::thread::scope(|scope| {
+        let _end = AsideEnd(&held);
         std::thread::Builder::new()
             .name("melissa-aside".into())
             .spawn_scoped(scope, || held.keep_reception_going())?;
-        let head = sink.write_at(&head, 0);
-        let result = head.and_then(|()| samples(&held, &schema, &layout, sink));
-        held.is_over.store(true, Ordering::Relaxed);
-        held.bound.room.pin_holders.notify();
-        result
+        sink.write_at(&head, 0)?;
+        samples(&held, &schema, &layout, sink)
     })?;
     let copied_aside = lock(&held.rest).copied;
     drop(held);
@@ -494,6 +502,34 @@ mod tests {
             assert_eq!(sample.parameters(), [number as f64]);
             let values = sample.field_bytes(0).chunks_exact(4).map(|value| value.try_into().unwrap());
             assert!(values.map(f32::from_ne_bytes).all(|value| value == number as f32));
+        }
+    }
+
+    #[test]
+    fn a_panic_while_a_checkpoint_is_written_is_its_result_and_ends_both_threads() {
+        struct NoDisk;
+        impl Sink for NoDisk {
+            fn write_at(&self, _: &[u8], offset: u64) -> io::Result<()> {
+                assert_eq!(offset, 0, "this disk breaks what is behind the head");
+                Ok(())
+            }
+
+            fn sync(&self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let buffer = Buffer::new(config()).unwrap();
+        buffer.bind(schema()).unwrap();
+        for number in 0..SAMPLES {
+            put(&buffer, number);
+        }
+        let writing = cut(&buffer).write_to(NoDisk, "/some/where".into()).unwrap();
+        let result = writing.wait(Some(Instant::now() + Duration::from_secs(20)));
+        let error = result.expect("the threads have ended").unwrap_err().to_string();
+        assert!(error.contains("/some/where") && error.contains("defect"), "{error}");
+        for number in SAMPLES..2 * SAMPLES {
+            buffer.get(None).unwrap();
+            put(&buffer, number);
         }
     }
 
