@@ -22,7 +22,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Rows shorter than this are put together before they are written.
@@ -72,11 +71,10 @@ impl Done {
     }
 }
 
-/// A checkpoint that is being written. Dropped, it waits for its thread.
+/// A checkpoint that is being written. Dropped, it waits for nothing: the thread owns what it needs, and goes on.
 #[derive(Debug)]
 pub struct Writing {
     done: Arc<Done>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Writing {
@@ -88,15 +86,6 @@ impl Writing {
     /// What was written, or why nothing was; `None` when that is not known by the deadline.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Result<Written, Arc<CheckpointError>>> {
         self.done.told.wait_until(deadline, || lock(&self.done.result).clone())
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread is its result already.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -134,7 +123,8 @@ impl Cut {
             drop(told);
         };
         let thread = std::thread::Builder::new().name("melissa-checkpoint".into()).spawn(run);
-        Ok(Writing { done, thread: Some(thread.map_err(CheckpointError::Thread)?) })
+        thread.map_err(CheckpointError::Thread)?;
+        Ok(Writing { done })
     }
 }
 
@@ -531,6 +521,22 @@ mod tests {
             buffer.get(None).unwrap();
             put(&buffer, number);
         }
+    }
+
+    #[test]
+    fn who_drops_a_checkpoint_that_is_being_written_does_not_wait_for_the_disk() {
+        let buffer = Buffer::new(config()).unwrap();
+        buffer.bind(schema()).unwrap();
+        put(&buffer, 0);
+        let disk = SlowDisk::default();
+        let writing = cut(&buffer).write_to(disk.clone(), "nowhere".into()).unwrap();
+        let dropped = std::thread::spawn(move || drop(writing));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !dropped.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(dropped.is_finished());
+        disk.go_on();
     }
 
     #[test]
