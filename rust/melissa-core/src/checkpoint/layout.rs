@@ -46,7 +46,13 @@ pub(super) struct Planned(pub(super) String, pub(super) Dtype, pub(super) u64, p
 impl Layout {
     /// Puts arrays behind one another, those of the widest elements first, so that each lies aligned. Returns the head of
     /// the file as well.
-    pub(super) fn plan(mut arrays: Vec<Planned>, metadata: Map<String, Value>) -> (Self, Vec<u8>) {
+    ///
+    /// # Errors
+    /// In words, when the head would be longer than one that is read.
+    pub(super) fn plan(
+        mut arrays: Vec<Planned>,
+        metadata: Map<String, Value>,
+    ) -> Result<(Self, Vec<u8>), String> {
         arrays.sort_by_key(|Planned(_, dtype, ..)| std::cmp::Reverse(dtype.size()));
         let mut head = Map::new();
         head.insert(METADATA.into(), Value::Object(metadata.clone()));
@@ -63,13 +69,21 @@ impl Layout {
         }
         let mut text = Value::Object(head).to_string().into_bytes();
         text.resize(text.len().next_multiple_of(8), b' ');
+        if text.len() as u64 > HEAD_LIMIT {
+            return Err(format!(
+                "its head, which has the state of each simulation, would be {} bytes long, and {HEAD_LIMIT} is the most: \
+                 a study of so many simulations cannot be kept in checkpoints; set dl_config.checkpoint_interval to 0, \
+                 or divide it into several studies",
+                text.len()
+            ));
+        }
         let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
         bytes.append(&mut text);
         for tensor in &mut tensors {
             tensor.start += bytes.len() as u64;
         }
         let layout = Self { tensors, metadata, bytes: bytes.len() as u64 + end };
-        (layout, bytes)
+        Ok((layout, bytes))
     }
 
     /// Bytes of the JSON in a file of `file_bytes` that starts with these eight.
@@ -176,7 +190,7 @@ mod tests {
         ];
         let mut metadata = Map::new();
         metadata.insert("format".into(), "x".into());
-        Layout::plan(arrays, metadata)
+        Layout::plan(arrays, metadata).unwrap()
     }
 
     #[test]
@@ -193,6 +207,19 @@ mod tests {
         assert!(layout.find("u", Dtype::F32, 2).is_ok());
         let error = layout.find("u", Dtype::F64, 2).unwrap_err();
         assert!(error.contains("float32 with 2 columns") && error.contains("float64"), "{error}");
+    }
+
+    #[test]
+    fn no_head_is_planned_that_would_not_be_read() {
+        let plan = |length: u64| {
+            let mut metadata = Map::new();
+            metadata.insert("state".into(), "x".repeat(length as usize).into());
+            Layout::plan(Vec::new(), metadata)
+        };
+        let (layout, head) = plan(HEAD_LIMIT - 64).unwrap();
+        assert!(Layout::head_length(head[..8].try_into().unwrap(), layout.bytes).is_ok());
+        let error = plan(HEAD_LIMIT).unwrap_err();
+        assert!(error.contains("100000000 is the most"), "{error}");
     }
 
     #[test]

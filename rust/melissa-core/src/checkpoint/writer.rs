@@ -294,7 +294,7 @@ fn save(mut cut: Cut, sink: &dyn Sink) -> io::Result<Written> {
     arrays.extend(integers.iter().map(|integers| {
         Planned(integers.0.into(), Dtype::I64, integers.2.len() as u64 / integers.1, integers.1)
     }));
-    let (layout, head) = Layout::plan(arrays, metadata(&cut)?);
+    let (layout, head) = Layout::plan(arrays, metadata(&cut)?).map_err(io::Error::other)?;
     let Cut { buffer, mut pending, .. } = cut;
     pending.fields.resize(schema.fields().len(), Vec::new());
     let half = memory::available().unwrap_or(u64::MAX) / 2;
