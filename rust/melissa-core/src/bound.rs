@@ -45,13 +45,31 @@ impl Room {
     }
 
     /// Has slots noted whose sample leaves the population under a pin, or no longer; either way forgets those noted.
+    /// What has left before is found in the slots' words.
     pub(crate) fn set_saving(&self, saving: bool) {
         self.saving.store(saving, Ordering::Relaxed);
+        // SYNC(saving): pairs with the fences in `note_retired` and `signal_retired`: either the sampler sees that there is a
+        // checkpoint, or the checkpoint that the sample has left.
+        fence(Ordering::SeqCst);
         lock(&self.retired).clear();
     }
 
     /// To be called when a sample has left the population and its slot may be pinned.
     pub(crate) fn note_retired(&self, slot: u32) {
+        // SYNC(saving)
+        fence(Ordering::SeqCst);
+        self.note(slot);
+    }
+
+    /// `note_retired` and `signal` at once.
+    pub(crate) fn signal_retired(&self, slot: u32) {
+        // SYNC(room), SYNC(saving)
+        fence(Ordering::SeqCst);
+        self.note(slot);
+        self.wake();
+    }
+
+    fn note(&self, slot: u32) {
         if self.saving.load(Ordering::Relaxed) {
             lock(&self.retired).push(slot);
         }
@@ -62,6 +80,11 @@ impl Room {
         std::mem::take(&mut *lock(&self.retired))
     }
 
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    pub(crate) fn nb_retired(&self) -> usize {
+        lock(&self.retired).len()
+    }
+
     pub(crate) fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }
@@ -70,6 +93,10 @@ impl Room {
     pub(crate) fn signal(&self) {
         // SYNC(room): pairs with the fence in `want`.
         fence(Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if self.wanted.load(Ordering::Relaxed) && self.wanted.swap(false, Ordering::Relaxed) {
             if let Some(waker) = self.waker.get() {
                 waker();

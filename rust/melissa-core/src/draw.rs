@@ -136,8 +136,7 @@ impl Buffer {
                 match removing.remove(needed, &self.draws, take) {
                     Some(entry) => {
                         bound.slab.word(entry.slot).deliver();
-                        bound.room.note_retired(entry.slot);
-                        bound.room.signal();
+                        bound.room.signal_retired(entry.slot);
                         Some(Draw::Sample(SlotGuard::new(bound, entry.slot)))
                     }
                     None if closed => Some(Draw::EndOfData),

@@ -179,12 +179,25 @@ impl Held {
         Some(Sample::pinned(&self.bound, slot))
     }
 
+    /// Takes over which samples have left the population since the last look: of those that are written nothing is
+    /// kept, so that the list is never longer than the cut.
+    fn look(&self) {
+        let mut rest = lock(&self.rest);
+        let noted = self.bound.room.take_retired();
+        let Rest { next, places, retired, aside, .. } = &mut *rest;
+        retired.extend(noted);
+        retired.retain(|&slot| {
+            places[slot as usize].is_some_and(|place| {
+                let place = place as usize;
+                place >= *next && !aside.contains_key(&place)
+            })
+        });
+    }
+
     /// Copies samples that have left the population, and lets go of their slots.
     fn copy_aside(&self) {
         let stride = self.bound.slab.schema().stride();
         let mut rest = lock(&self.rest);
-        let mut noted = self.bound.room.take_retired();
-        rest.retired.append(&mut noted);
         let mut left = (ASIDE_AT_ONCE / stride).max(1);
         while left > 0 && rest.bytes + stride <= self.limit {
             let Some(slot) = rest.retired.pop() else { return };
@@ -209,6 +222,7 @@ impl Held {
             let starved = room.pin_holders.wait_until(Some(Instant::now() + LOOK), || {
                 (room.has_starved() || self.is_over.load(Ordering::Relaxed)).then_some(())
             });
+            self.look();
             if starved.is_some() || room.is_wanted() {
                 self.copy_aside();
             }
@@ -493,6 +507,28 @@ mod tests {
             let values = sample.field_bytes(0).chunks_exact(4).map(|value| value.try_into().unwrap());
             assert!(values.map(f32::from_ne_bytes).all(|value| value == number as f32));
         }
+    }
+
+    #[test]
+    fn what_leaves_the_population_during_a_long_write_is_forgotten_once_it_concerns_nobody() {
+        let buffer = Buffer::new(config()).unwrap();
+        buffer.bind(schema()).unwrap();
+        put(&buffer, 0);
+        let disk = SlowDisk::default();
+        let writing = cut(&buffer).write_to(disk.clone(), "nowhere".into()).unwrap();
+        for number in 1..=20 {
+            put(&buffer, number);
+            buffer.get(None).unwrap();
+        }
+        // Nobody asked for a slot in vain.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let room = &buffer.bound.get().unwrap().room;
+        while room.nb_retired() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(room.nb_retired(), 0);
+        disk.go_on();
+        assert_eq!(writing.wait(None).unwrap().unwrap().copied_aside, 0);
     }
 
     #[test]
