@@ -140,6 +140,18 @@ fn a_state_that_contradicts_itself_is_refused_with_what_came_and_what_was_expect
 }
 
 #[test]
+fn restored_samples_are_as_old_as_they_were() {
+    let config = config(Kind::Fifo, 1);
+    let buffer = lived(&config, 4, 2, false, 0);
+    let mut snapshot = buffer.snapshot().unwrap();
+    let saved = saved(&mut snapshot);
+    let restored = restore(&config, &snapshot.state, &saved).unwrap();
+    let (before, after) = (buffer.statistics(), restored.statistics());
+    assert_eq!((after.age_max, after.age_mean), (before.age_max, before.age_mean));
+    assert_eq!(after.age_max, snapshot.state.samples.len() as u64 - 1);
+}
+
+#[test]
 fn a_payload_that_is_incomplete_or_of_another_size_is_refused() {
     let config = config(Kind::Fifo, 1);
     let mut snapshot = lived(&config, 3, 0, false, 0).snapshot().unwrap();

@@ -76,13 +76,15 @@ impl RestoredSample {
         Err(BufferError::Count { what: "bytes of parameters", expected, got })
     }
 
-    fn publish(mut self, index: usize, sample: &SampleState) -> Result<Entry, SnapshotError> {
+    /// `ordinal`: the samples published before it.
+    fn publish(mut self, index: usize, sample: &SampleState, ordinal: u64) -> Result<Entry, SnapshotError> {
         if let Some(missing) = self.given.iter().position(|given| !given) {
             let field = self.schema().fields().get(missing);
             let missing = field.map_or("its parameters".into(), |field| format!("field \"{}\"", field.name));
             return Err(SnapshotError::Payload { index, missing });
         }
         self.slot.set_identity(sample.key(), &[]);
+        self.slot.set_ordinal(ordinal);
         let entry = self.slot.publish();
         self.slot.bound.slab.word(entry.slot).delivered_before(sample.deliveries);
         Ok(entry)
@@ -116,11 +118,14 @@ impl Buffer {
         buffer.bind(schema)?;
         let bound = buffer.bound.get().ok_or(BufferError::Unbound)?;
         let mut entries = Vec::with_capacity(state.samples.len());
+        // A snapshot does not say in which order samples came that have no order of arrival: they are taken for the last.
+        let first_ordinal = state.published - state.samples.len() as u64;
         for (index, sample) in state.samples.iter().enumerate() {
             // A new buffer has a free slot for each place of its population.
             let mut restored = RestoredSample::new(buffer.take_slot().ok_or(BufferError::Timeout)?);
             payload(index, &mut restored)?;
-            entries.push(restored.publish(index, sample).map_err(BufferError::from)?);
+            let ordinal = first_ordinal + index as u64;
+            entries.push(restored.publish(index, sample, ordinal).map_err(BufferError::from)?);
         }
         let mut writer = lock(&bound.writer);
         for (position, entry) in entries.iter().enumerate() {
