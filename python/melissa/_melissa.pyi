@@ -130,6 +130,10 @@ class Buffer:
     def pause(self) -> None:
         """Publish nothing until `resume`; calls nest. When it returns no publication is under way."""
     def resume(self) -> None: ...
+    def reopen(self) -> None:
+        """Take samples again, where a restored buffer is closed and there is more to receive after all.
+
+        Before anything is drawn. CheckpointError where a FIRO has begun its passes over all samples."""
     def peek(self, index: int) -> Sample | None:
         """The sample at a place of the population, without counting as a delivery; None past its end."""
     def samples(self) -> list[Sample]:

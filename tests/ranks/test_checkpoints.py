@@ -50,7 +50,7 @@ def say_what_is_there():
     say(json.dumps({str(batch): folder.ranks(batch) for batch in folder.batches()}))
 
 def say_what_is_loaded():
-    restored = load_newest(comm, folder, empty(), lambda simulation: None)
+    restored = load_newest(comm, folder, empty(), lambda simulation: None, 1)
     if restored is None:
         say(json.dumps(None))
         return
@@ -256,6 +256,43 @@ say(json.dumps(write(writer, 20)))
     )
     assert told == [[False, True, False]] * 2
     assert "the server's ranks are not after the same batch (rank 0 after 10, rank 1 after 11)" in log
+
+
+@pytest.mark.parametrize(("kind", "is_used"), [("FIFO", True), ("FIRO", False)])
+def test_a_rank_that_had_received_all_takes_samples_again_or_all_use_an_older_checkpoint(
+    kind, is_used, tmp_path
+):
+    """A FIRO of several passes over all samples has begun them."""
+    told, log = said(
+        tmp_path,
+        2,
+        f"""
+KIND, PASSES = {kind!r}, {1 if is_used else 2}
+
+def empty():
+    return Buffer(KIND, 8, pseudo_epochs=PASSES)
+
+planned = {{"id": 0, "attempt": 1, "draw": 0, "failures": 0, "failures_of_draw": 0, "given_up": False,
+            "steps_complete": 0, "words": []}}
+writer = make_writer()
+if comm.rank == 0:
+    writer._study = lambda: StudyState(simulations=[planned])
+written(writer, 10)
+buffer = filled(20)
+if comm.rank == 1:
+    buffer.close()
+    buffer.get(1.0)
+written(writer, 20, buffer=buffer)
+restored = load_newest(comm, folder, empty(), lambda simulation: None, 1)
+say(json.dumps([restored.batch, restored.buffer.closed, len(restored.buffer)]))
+""",
+    )
+    if is_used:
+        assert told == [[[20, False, 3]], [[20, False, 2]]]
+    else:
+        assert told == [[[10, False, 3]], [[10, False, 3]]]
+        assert "the checkpoint after batch 20 cannot be used: rank 1:" in log
+        assert "has begun its 2 passes" in log
 
 
 def test_another_number_of_ranks_is_refused_with_both(tmp_path):

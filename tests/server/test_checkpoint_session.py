@@ -131,6 +131,30 @@ def test_a_finished_simulation_of_which_something_is_missing_runs_again(tmp_path
     assert second.take(STEPS) == list(range(STEPS))
 
 
+def test_a_buffer_that_was_closed_takes_samples_again_where_the_last_simulation_runs_again(tmp_path):
+    first = Reception(capacity=STEPS)
+    _, thread = first.send()
+    thread.join(10)
+    first.wait("simulations_finished", 1)
+    assert first.take(3) == [0, 1, 2]
+    file = first.checkpoint(tmp_path / "checkpoint")
+    assert file.buffer["closed"]
+    assert file.simulations == [(0, 1, 0, True, STEPS)]
+    # Another server rank lacks a time step of it; and one more was planned since.
+    second = Reception(capacity=STEPS, epoch=2, restored=file, simulations=[(0, 1, 0, "planned")], planned=2)
+    assert not second.buffer.closed
+    assert not second.receiver.reception_over
+    assert second.take(STEPS - 3) == list(range(3, STEPS))
+    with pytest.raises(TimeoutError):
+        second.buffer.get(0.05)
+    for simulation, attempt in ((0, 2), (1, 1)):
+        _client, thread = second.send(simulation, attempt)
+        thread.join(10)
+    assert second.take(STEPS) == list(range(STEPS))
+    assert second.buffer.closed
+    assert second.receiver.reception_over
+
+
 def test_attempts_of_before_the_restart_are_refused(tmp_path):
     first = Reception(capacity=STEPS)
     client, _ = first.send(until=3, finalize=False)

@@ -19,6 +19,7 @@ pub use crate::sample::{Sample, SampleKey, SlotWriter};
 use crate::schema::Schema;
 use crate::slab::Slab;
 pub use crate::slab::SlotCounts;
+use crate::snapshot::SnapshotError;
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, OnceLock, Ordering, Waiters, lock};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -171,6 +172,40 @@ impl Buffer {
         }
         self.data.notify();
         self.room.waiters.notify();
+    }
+
+    /// Takes samples again after the end of reception: a restart found that there is more to receive than was known when
+    /// the snapshot was taken. To be called before the restored buffer is drawn from. The samples of a reservoir that a
+    /// drain has not delivered stay, and are drawn like before the drain.
+    ///
+    /// # Errors
+    /// `Snapshot` when a drain of several passes has begun: samples that come now have missed some of them.
+    pub fn reopen(&self) -> Result<(), BufferError> {
+        if !self.is_closed() {
+            return Ok(());
+        }
+        if let Some(bound) = self.bound.get() {
+            let mut writer = lock(&bound.writer);
+            let mut drain = lock(&bound.drain);
+            if let Some(begun) = &*drain {
+                let Population::Positions(positions) = &bound.population else {
+                    return Err(SnapshotError::BegunPasses { passes: self.config.pseudo_epochs }.into());
+                };
+                let mut seen = Vec::with_capacity(begun.entries().len());
+                for (position, entry) in begun.entries().iter().enumerate() {
+                    bound.slab.set_position(entry.slot, position);
+                    positions.replace(position, *entry);
+                    if bound.slab.word(entry.slot).deliveries() > 0 {
+                        seen.push(position as u32);
+                    }
+                }
+                positions.set_population(begun.entries().len());
+                writer.evictable.restore(&seen);
+            }
+            *drain = None;
+        }
+        self.closed.store(false, Ordering::Release);
+        Ok(())
     }
 
     pub fn is_closed(&self) -> bool {

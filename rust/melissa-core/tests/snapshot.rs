@@ -139,6 +139,53 @@ fn a_state_that_contradicts_itself_is_refused_with_what_came_and_what_was_expect
     assert!(text.contains("none before the end of reception"), "{text}");
 }
 
+/// Delivers all that is there; returns the numbers.
+fn drained(buffer: &Buffer) -> Vec<u64> {
+    std::iter::from_fn(|| buffer.get(Some(Instant::now())).ok()).map(|sample| number_of(&sample)).collect()
+}
+
+#[test]
+fn a_restored_buffer_takes_samples_again_where_reception_was_over_too_early() {
+    for kind in Kind::ALL {
+        for end_draws in [0, 5] {
+            let config = config(kind, 1);
+            let mut snapshot = lived(&config, 8, 3, true, end_draws).snapshot().unwrap();
+            let saved = saved(&mut snapshot);
+            let restored = restore(&config, &snapshot.state, &saved).unwrap();
+            let mut left: Vec<u64> = snapshot.state.samples.iter().map(|sample| sample.time_step).collect();
+            restored.reopen().unwrap();
+            assert!(!restored.is_closed() && restored.remaining().is_none());
+            while restored.population() < config.capacity {
+                let number = 100 + left.len() as u64;
+                assert!(publish(&restored, number));
+                left.push(number);
+            }
+            // A further cut is in order; and of those that are there, the ones that were seen may be replaced, as many.
+            let mut again = restored.snapshot().unwrap();
+            let bytes: Vec<Saved> = again.samples.by_ref().map(|sample| Saved::of(&sample)).collect();
+            let restored = restore(&config, &again.state, &bytes).unwrap();
+            let seen = again.state.samples.iter().filter(|sample| sample.deliveries > 0).count();
+            assert_eq!((200..).take_while(|number| publish(&restored, *number)).count(), seen, "{kind:?}");
+            restored.close();
+            let delivered = drained(&restored);
+            assert_eq!(delivered.len(), config.capacity, "{kind:?}");
+            assert_eq!(
+                delivered.iter().filter(|number| left.contains(number)).count(),
+                config.capacity - seen
+            );
+        }
+    }
+}
+
+#[test]
+fn a_buffer_amid_its_passes_takes_no_samples_again() {
+    let config = config(Kind::Firo, 3);
+    let mut snapshot = lived(&config, 4, 0, true, 5).snapshot().unwrap();
+    let saved = saved(&mut snapshot);
+    let error = restore(&config, &snapshot.state, &saved).unwrap().reopen().unwrap_err().to_string();
+    assert!(error.contains("its 3 passes") && error.contains("use an older one"), "{error}");
+}
+
 #[test]
 fn restored_samples_are_as_old_as_they_were() {
     let config = config(Kind::Fifo, 1);

@@ -319,6 +319,11 @@ impl PyBuffer {
         Ok(())
     }
 
+    fn reopen(&self, py: Python<'_>) -> PyResult<()> {
+        let buffer = self.core(py)?;
+        py.detach(|| buffer.reopen()).map_err(|error| errors::CHECKPOINT_ERROR.error(py, error.to_string()))
+    }
+
     fn resume(&self, py: Python<'_>) -> PyResult<()> {
         let buffer = self.core(py)?;
         py.detach(|| buffer.resume());

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from melissa._melissa import Buffer, CheckpointFile
 from melissa.exceptions import CheckpointError, UnsupportedConfiguration
@@ -17,6 +19,8 @@ from melissa.server.simulation import Simulation
 __all__ = ["RestoredCheckpoint", "load_newest"]
 
 logger = logging.getLogger("melissa")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ def load_newest(
     folder: CheckpointFolder,
     like: Buffer,
     steps_expected: Callable[[int], int | None],
+    nb_simulations: int,
 ) -> RestoredCheckpoint | None:
     """Load the newest checkpoint that is whole on every rank; None when there is none such.
 
     Every rank calls it. Damaged ones are named in the log, and an older one is used. `steps_expected` says
-    how many time steps of a simulation come to this rank, None where that is not known.
+    how many time steps of a simulation come to this rank, None where that is not known. Simulations from
+    `nb_simulations` on are for validation.
 
     `UnsupportedConfiguration` when the newest one is of another configuration of the buffer or another
     number of ranks: no older one would fit either.
@@ -60,22 +66,38 @@ def load_newest(
     mine = {batch for batch in folder.batches() if folder.of_rank(batch, comm.rank).is_dir()}
     common = set.intersection(*comm.allgather(mine))
     for batch in sorted(common, reverse=True):
-        loaded: tuple[Manifest, CheckpointFile, Buffer] | None = None
-        problem = ""
-        try:
-            loaded = _load(comm, folder, batch, like)
-        except CheckpointError as error:
-            problem = str(error)
-        problems = [f"rank {rank}: {text}" for rank, text in enumerate(comm.allgather(problem)) if text]
-        if problems or loaded is None:
-            for text in problems:
-                logger.warning(f"the checkpoint after batch {batch} cannot be used: {text}")
+        loaded = _on_all(comm, batch, partial(_load, comm, folder, batch, like))
+        if loaded is None:
             continue
         manifest, file, buffer = loaded
         study = StudyState.from_dict(comm.bcast(manifest.study) or {})
         finished = _finished(comm, study, file, steps_expected)
-        return RestoredCheckpoint(manifest, file, buffer, study, study.restored_simulations(finished))
+        simulations = study.restored_simulations(finished)
+        # This rank may have had everything, and its buffer be closed, where another one lacks some of it.
+        is_over = all(simulation.is_final for simulation in simulations if simulation.id < nb_simulations)
+        if not is_over and _on_all(comm, batch, partial(_reopened, buffer)) is None:
+            continue
+        return RestoredCheckpoint(manifest, file, buffer, study, simulations)
     return None
+
+
+def _reopened(buffer: Buffer) -> Buffer:
+    buffer.reopen()
+    return buffer
+
+
+def _on_all(comm: Communicator, batch: int, act: Callable[[], T]) -> T | None:
+    """Use a checkpoint on every rank; None, and said in the log, where one rank cannot."""
+    result: T | None = None
+    problem = ""
+    try:
+        result = act()
+    except CheckpointError as error:
+        problem = str(error)
+    problems = [f"rank {rank}: {text}" for rank, text in enumerate(comm.allgather(problem)) if text]
+    for text in problems:
+        logger.warning(f"the checkpoint after batch {batch} cannot be used: {text}")
+    return None if problems else result
 
 
 def _load(

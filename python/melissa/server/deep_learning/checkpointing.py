@@ -111,7 +111,11 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
         server.comm.barrier()
         return None
     restored = load_newest(
-        server.comm, folder, server.buffer.native, lambda simulation: _steps_expected(server, simulation)
+        server.comm,
+        folder,
+        server.buffer.native,
+        lambda simulation: _steps_expected(server, simulation),
+        server.nb_simulations,
     )
     if restored is None:
         logger.info(

@@ -222,6 +222,9 @@ impl Session {
                 .map_err(thread_error)?;
         if let Some(restored) = restored {
             reception.resume(restored);
+            reception.check_not_over().map_err(|error| {
+                SessionError::Configuration(format!("the checkpoint cannot be used: {error}"))
+            })?;
         }
         reception.check_over();
         let (commands, received) = channel();

@@ -14,6 +14,7 @@ use super::table::Connections;
 use super::validation::Kept;
 use super::{Command, Shared};
 use crate::buffer::Buffer;
+use crate::error::BufferError;
 use crate::schema::Schema;
 use crate::sync::{Arc, Ordering};
 use crate::wire::distribution::{Distribution, Steps};
@@ -315,6 +316,14 @@ impl Reception {
             entry.status = status;
             self.changed(simulation, true);
         }
+    }
+
+    /// Opens a restored buffer again that was closed at the cut, where a simulation that is trained on runs again.
+    ///
+    /// # Errors
+    /// Those of [`Buffer::reopen`].
+    pub(super) fn check_not_over(&self) -> Result<(), BufferError> {
+        if self.open.iter().any(|&open| open > 0) { self.buffer.reopen() } else { Ok(()) }
     }
 
     /// Closes the training buffer once every simulation that is trained on is final and every complete sample is in it, and

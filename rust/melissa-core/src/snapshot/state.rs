@@ -104,6 +104,11 @@ pub enum SnapshotError {
     OtherSchema { saved: String, expected: String },
     #[error("the snapshot is damaged: {what}: {got} came, and {expected} was expected; use an older one")]
     Damaged { what: String, got: String, expected: String },
+    #[error(
+        "the snapshot is of a training buffer that has begun its {passes} passes over all samples (pseudo_epochs), and \
+         simulations have to run again whose samples would miss some of them; use an older one"
+    )]
+    BegunPasses { passes: u32 },
     #[error("the payload of sample {index} of the snapshot came without {missing}; use an older snapshot")]
     Payload { index: usize, missing: String },
 }
@@ -241,11 +246,11 @@ impl SnapshotState {
             let expected = format!("at least the population, {population}");
             return Err(damaged("samples published", self.published, expected));
         }
-        // Samples leave one by one: by draws, in the last pass of a drain, or by eviction from a full population.
+        // Samples leave one by one: by draws, in the last pass of a drain, or by eviction. A reservoir that is not full may
+        // have been drained in part before a restart that had more to receive.
         let once = !config.kind.keeps_samples() && config.pseudo_epochs == 1;
         let last_pass = self.drain.is_some_and(|drain| drain.passes_left == 1);
-        let full = config.kind.keeps_samples() && self.samples.len() == config.capacity;
-        if self.published > population && !once && !last_pass && !full {
+        if self.published > population && !once && !last_pass && !config.kind.keeps_samples() {
             let expected = format!("the population, {population}, which nothing has left yet");
             return Err(damaged("samples published", self.published, expected));
         }
