@@ -383,3 +383,33 @@ def test_training_begins_below_the_watermark_when_clients_wait_for_room_on_anoth
     result = study.wait(launcher)
     assert result.returncode == 0, result.stderr
     study.expect_ledger(4 * 12)
+
+
+@pytest.mark.parametrize("interrupted", [0, 1])
+def test_sigterm_to_a_rank_that_makes_its_model_ends_all_with_that_status_and_is_no_failure(
+    study, interrupted
+):
+    on_ranks(study, launcher_config__fault_tolerance=False)
+    study.server(
+        TELLS_ITS_PROCESS
+        + f"""
+    def prepare_training_attributes(self):
+        import time
+        time.sleep(60.0 if self.rank == {interrupted} else 0.0)
+        return None, None
+"""
+    )
+    launcher = study.start()
+    ranks = pids(study)
+    study.wait_for_log("melissa_launcher.log", "the server has connected")
+    time.sleep(1.0)
+    start = time.monotonic()
+    os.kill(ranks[interrupted], signal.SIGTERM)
+    result = study.wait(launcher)
+    assert time.monotonic() - start < SECONDS_TO_END
+    assert "the server ended with status 143" in study.read("melissa_launcher.log")
+    assert "the server failed" not in result.stderr
+    for rank in (0, 1):
+        log = study.read(f"melissa_server_{rank}.log")
+        assert "the server ends before the study has begun: SIGTERM came" in log
+        assert "the server fails" not in log

@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         server.start()
     except StudyInterrupted as interruption:
         logger.info(f"the server ends before the study has begun: {interruption}")
+        if ranks is not None:
+            ranks.leave(interruption)
         return _leave(interruption.status, ranks)
     except BaseException as error:
         # SystemExit of the user's code as well: a server that leaves without a word would hang the study.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
-from melissa.exceptions import ConfigurationFileError, FatalError, TrainingError, UnsupportedConfiguration
+from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration
 from melissa.launcher.message import Register
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
@@ -313,15 +313,20 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             except StudyInterrupted as interruption:
                 self._take_interruption(interruption)
             self._server_finalize(self._ending.stop_status)
+        except StudyInterrupted:
+            raise
         except BaseException as error:
             self._report_failure(error)
             self._server_finalize(1)
             raise
 
     def _take_interruption(self, interruption: StudyInterrupted) -> None:
-        """End the study in order before it has begun; several ranks cannot, each being somewhere else."""
+        """End the study in order before it has begun.
+
+        Several ranks cannot, each being somewhere else: they leave, with the interruption's status.
+        """
         if self._ranks is not None:
-            raise FatalError(f"{interruption} before all ranks of the server were ready") from interruption
+            raise interruption
         self._ending.stop(str(interruption), interruption.status)
 
     def _prepare(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from melissa.exceptions import FatalError, RankLostError
 from melissa.launcher.message import Message, decode
-from melissa.server.ending import StudyEnding
+from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.extension_log import forward_extension_log
 from melissa.server.failure import OtherRankFailed, failure_of
 from melissa.server.figures import RankFigures
@@ -25,6 +25,7 @@ from melissa.server.ranks.message import (
     EndOfStudy,
     Figures,
     GiveUp,
+    Leaving,
     LiftWatermark,
     RankFailure,
     RankMessage,
@@ -91,6 +92,7 @@ class RankAgent:
         self._heard_at = time.monotonic()
         self._figures_at = 0.0
         self._stop_told = False
+        self._is_leaving = False
         self._reception_is_to_stop = False
         self._was_over = False
         self._failure: RankFailure | None = None
@@ -135,6 +137,11 @@ class RankAgent:
         self._last_resort.set()
         self._tell(self._failure)
 
+    def leave(self, interruption: StudyInterrupted) -> None:
+        """Have all other ranks leave as this one does, which was interrupted before all were ready."""
+        self._is_leaving = True
+        self._tell(Leaving(str(interruption), interruption.status))
+
     def wait_for_end(self) -> None:
         """Wait until rank 0 says that the study has ended; raises what fails meanwhile."""
         while not self._over.wait(0.1):
@@ -176,7 +183,7 @@ class RankAgent:
     def _lost(self, reason: str) -> None:
         if self._over.is_set():
             return
-        if self._failure is not None:
+        if self._failure is not None or self._is_leaving:
             self._over.set()  # nobody is left to say farewell to
             return
         self._failed(RankFailure(0, RankLostError.__name__, f"server rank 0 is gone: {reason}"))
@@ -228,6 +235,11 @@ class RankAgent:
                 self._stop_reception()
             case RankFailure():
                 self._failed(message)
+            case Leaving(reason, status):
+                self._is_leaving = True
+                self._ending.fail(StudyInterrupted(reason, status))
+                self._last_resort.status = status
+                self._last_resort.set()
             case EndOfStudy():
                 self._over.set()
             case Alive():

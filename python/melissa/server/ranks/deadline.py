@@ -32,6 +32,8 @@ class LastResort:
 
     def __init__(self) -> None:
         self.give_up: Callable[[], object] = lambda: None
+        self.status = 1
+        """The exit status that the process ends with."""
         self._timer: threading.Timer | None = None
 
     def set(self) -> None:
@@ -48,10 +50,10 @@ class LastResort:
 
     def _act(self) -> None:
         logger.warning(
-            f"the main thread has not noticed the failure for {self.GRACE:g} s: it waits in a call that "
+            f"the main thread has not noticed the failure for {self.GRACE:g} s: it is in a call that "
             "does not look; the process ends now"
         )
         giving_up = threading.Thread(target=self.give_up, name="give-up", daemon=True)
         giving_up.start()
         giving_up.join(self.GIVE_UP_GRACE)
-        leave_at_once(1)
+        leave_at_once(self.status)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from melissa.exceptions import FatalError, ProtocolError, RankLostError
 from melissa.launcher.message import Failure, decode
-from melissa.server.ending import StudyEnding
+from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.failure import OtherRankFailed, failure_of, tell_launcher
 from melissa.server.figures import RankFigures
 from melissa.server.link import Link
@@ -21,6 +21,7 @@ from melissa.server.ranks.message import (
     EndOfStudy,
     Figures,
     Joined,
+    Leaving,
     RankFailure,
     RankMessage,
     Refusals,
@@ -70,6 +71,7 @@ class RankHub:
         self._heard_at: dict[int, float] = {}
         self._alive_at = 0.0
         self._stop_told = False
+        self._is_leaving = False
         self._failures: list[RankFailure] = []
         self._failed_at = 0.0
         self._is_told = threading.Event()
@@ -192,6 +194,11 @@ class RankHub:
         self._failed(failure_of(error, rank=0))
         self._is_told.wait(10 * self.FIRST_FAILURE_WAIT)
 
+    def leave(self, interruption: StudyInterrupted) -> None:
+        """Have all other ranks leave as this one does, which was interrupted before all were ready."""
+        self._is_leaving = True
+        self._post(Leaving(str(interruption), interruption.status), self._channels)
+
     def end(self) -> None:
         """Tell all ranks that the study has ended; their channels are closed."""
         if self._over.is_set():
@@ -266,6 +273,12 @@ class RankHub:
                     self._condition.notify_all()
             case StopWanted(reason, status):
                 self._ending.stop(f"{reason} (server rank {rank})", status)
+            case Leaving(reason, status):
+                interruption = StudyInterrupted(f"{reason} (server rank {rank})", status)
+                self.leave(interruption)
+                self._ending.fail(interruption)
+                self._last_resort.status = status
+                self._last_resort.set()
             case RankFailure():
                 self._failed(message)
             case _:
@@ -293,7 +306,7 @@ class RankHub:
         with self._condition:
             self._gone.add(rank)
             self._condition.notify_all()
-        if not self._over.is_set():
+        if not self._over.is_set() and not self._is_leaving:
             text = f"{self._who[rank]} is gone: {reason}"
             self._failed(RankFailure(rank, RankLostError.__name__, text, at=time.time()))
 

@@ -184,6 +184,14 @@ class StopWanted(RankMessage):
 
 
 @dataclass(frozen=True)
+class Leaving(RankMessage):
+    """The sender was interrupted before all ranks were ready: it leaves, and so do all others."""
+
+    reason: str
+    status: int
+
+
+@dataclass(frozen=True)
 class RankFailure(RankMessage):
     """A rank cannot go on; `kind` is the exception's class, `traceback` the user's, ready to be shown.
 
