@@ -241,3 +241,39 @@ def test_importing_it_needs_no_torch():
         "from melissa.server.deep_learning.tensorboard import TorchTensorboardLogger"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class FullyShardedDataParallel(torch.nn.Linear):
+    """Known by its name; one rank alone that asks for all weights waits for ever."""
+
+    def state_dict(self, *arguments, **options):
+        raise AssertionError("one rank asked for all weights")
+
+
+def sharded(server, **hooks):
+    hooks = {"prepare_training_attributes": lambda self: (FullyShardedDataParallel(2, 1), None)} | hooks
+    return type("Sharded", (type(server),), hooks)(server.config_dict)
+
+
+def nothing(self, *arguments):
+    """A hook of the study's class."""
+
+
+def test_a_sharded_model_that_the_server_cannot_save_is_refused_at_the_start(server):
+    with pytest.raises(UnsupportedConfiguration, match=r"Sharded needs a checkpoint\(batch_idx, path\)"):
+        sharded(server)._make_model()
+    missing = r"Sharded needs _checkpoint_model\(folder\) and _restore_model\(folder\) of its own"
+    with pytest.raises(UnsupportedConfiguration, match=missing):
+        sharded(server, checkpoint=nothing)._make_model()
+    with pytest.raises(UnsupportedConfiguration, match=r"Sharded needs _restore_model\(folder\) of its own"):
+        sharded(server, checkpoint=nothing, _checkpoint_model=nothing)._make_model()
+    sharded(server, checkpoint=nothing, _checkpoint_model=nothing, _restore_model=nothing)._make_model()
+
+
+def test_a_sharded_model_goes_without_checkpoints_of_the_server_if_the_class_says_so(server, tmp_path):
+    without = sharded(server, checkpoint=nothing)
+    without.checkpoint_interval = 0
+    without._make_model()
+    # One that is asked for by a signal costs itself only.
+    with pytest.raises(CheckpointError, match="the model is sharded: Sharded needs a _checkpoint_model"):
+        without._checkpoint_model(tmp_path)

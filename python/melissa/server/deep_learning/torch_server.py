@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melissa.exceptions import UnsupportedConfiguration
+from melissa.exceptions import CheckpointError, UnsupportedConfiguration
 from melissa.server.deep_learning import torch_checkpoint, torch_group
 from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
 from melissa.server.deep_learning.checkpointing import outlive_the_disk
@@ -198,13 +198,25 @@ class TorchServer(DeepMelissaServer):
         if self.comm_size > 1:
             self._meet()
             self._model = wrap_model(self._model, self.device)
-        if is_sharded(self._model) and not is_overridden(type(self), "checkpoint"):
-            raise UnsupportedConfiguration(
-                f"the model is sharded ({type(self._model).__name__}), so no rank has all of its weights: "
-                f"{type(self).__name__} needs a checkpoint(batch_idx, path) of its own"
-            )
+        if is_sharded(self._model):
+            self._check_saves_shards()
         if self._drains_all:
             check_joinable(self._model)
+
+    def _check_saves_shards(self) -> None:
+        """Check that the class saves a sharded model by itself; `UnsupportedConfiguration` otherwise."""
+        name = type(self).__name__
+        sharded = f"the model is sharded ({type(self._model).__name__}), so no rank has all of its weights: "
+        if not is_overridden(type(self), "checkpoint"):
+            raise UnsupportedConfiguration(f"{sharded}{name} needs a checkpoint(batch_idx, path) of its own")
+        hooks = ("_checkpoint_model", "_restore_model")
+        missing = " and ".join(f"{hook}(folder)" for hook in hooks if not is_overridden(type(self), hook))
+        if self.checkpoint_interval > 0 and missing:
+            raise UnsupportedConfiguration(
+                f"{sharded}for checkpoints of the whole server {name} needs {missing} of its own, which "
+                "every rank calls to save and to load its shards (see docs/training-on-ranks.md); or set "
+                "self.checkpoint_interval = 0 in __init__ and go without"
+            )
 
     def _check_drain(self) -> None:
         DeepMelissaServer._check_drain(self)
@@ -368,9 +380,18 @@ class TorchServer(DeepMelissaServer):
             self._states_at_start = states
 
     def _checkpoint_model(self, folder: Path) -> None:
-        """Write what a checkpoint of the whole server needs of the model into this rank's `folder`."""
+        """Write what a checkpoint of the whole server needs of the model into this rank's `folder`.
+
+        `CheckpointError` for a sharded model: a class that has one saves it by itself.
+        """
         if self._model is None:
             return
+        if is_sharded(self._model):
+            # To ask one rank alone for all weights would wait for the others for ever.
+            raise CheckpointError(
+                f"the model is sharded: {type(self).__name__} needs a _checkpoint_model(folder) and a "
+                "_restore_model(folder) of its own, which save and load each rank's shards"
+            )
         batch_idx, saved = self._saved_model
         if self.rank == 0 and batch_idx == self._batch_idx > 0:
             # `checkpoint` has written it after this very batch: one file may have two names.
