@@ -114,6 +114,37 @@ def test_a_cancelled_job_that_ignores_sigterm_is_killed(start, slurm_cluster):
     assert slurm_cluster.run("squeue", "-h") == ""
 
 
+ENDS_IN_ORDER = 'trap "sleep 1; touch saved; exit 5" TERM; touch here; while true; do sleep 0.1; done'
+
+
+def test_a_cancelled_job_has_its_grace_after_sigterm(start, tmp_path):
+    jobs = start()
+    job = jobs.submit(ENDS_IN_ORDER)
+    jobs.wait(lambda: job.state is State.RUNNING and (tmp_path / "here").exists())
+    jobs.scheduler.cancel([job], 20.0)
+    jobs.wait_for_end(job)
+    assert (tmp_path / "saved").exists()
+    assert (job.state, job.exit_code) == (State.FAILED, 5)
+
+
+def test_a_rank_that_fails_ends_the_others(start):
+    jobs = start("-n", "2")
+    job = jobs.wait_for_end(jobs.submit('[ "$SLURM_PROCID" = 0 ] && exit 3; sleep 1000'))
+    assert job.state is State.FAILED
+
+
+def test_a_state_that_is_not_known_is_not_the_end(start, monkeypatch, caplog):
+    jobs = start()
+    job = jobs.submit("sleep 1000")
+    told = f"{job.number} EXPEDITING 0 \n"
+    with monkeypatch.context() as patched:
+        patched.setattr(slurm, "run_command", lambda command: told)
+        for _ in range(2):
+            assert jobs.scheduler.poll([job]) == []
+    assert job.is_alive
+    assert caplog.text.count("is EXPEDITING, which is not known") == 1
+
+
 def test_close_ends_everything(start, slurm_cluster):
     jobs = start()
     for _ in range(3):
@@ -135,21 +166,21 @@ def test_one_poll_is_one_question_for_all_jobs(start, monkeypatch):
     jobs = start()
     for _ in range(5):
         jobs.submit("sleep 1000")
-    asked, run = [], slurm._run
+    asked, run = [], slurm.run_command
     with monkeypatch.context() as patched:
-        patched.setattr(slurm, "_run", lambda command: asked.append(command[0]) or run(command))
+        patched.setattr(slurm, "run_command", lambda command: asked.append(command[0]) or run(command))
         jobs.scheduler.poll(jobs.all)
     assert asked == ["squeue"]
 
 
 def test_a_controller_that_does_not_answer_changes_no_state(start, monkeypatch):
     def fail(command):
-        raise slurm._CommandError("squeue: timed out")
+        raise slurm.CommandError("squeue: timed out")
 
     jobs = start()
     job = jobs.submit("sleep 1000")
     with monkeypatch.context() as patched:
-        patched.setattr(slurm, "_run", fail)
+        patched.setattr(slurm, "run_command", fail)
         assert jobs.scheduler.poll([job]) == []
         assert job.is_alive
         patched.setattr(slurm, "_SILENCE_LIMIT", 0.0)
@@ -161,7 +192,7 @@ def test_a_job_that_slurm_has_forgotten_has_failed_in_an_unknown_way(start, monk
     jobs = start()
     job = jobs.submit("sleep 1000")
     with monkeypatch.context() as patched:
-        patched.setattr(slurm, "_run", lambda command: "")
+        patched.setattr(slurm, "run_command", lambda command: "")
         assert jobs.scheduler.poll([job]) == [job]
     assert (job.state, job.exit_code) == (State.FAILED, None)
     assert "forgotten by slurm" in job.error
@@ -169,7 +200,7 @@ def test_a_job_that_slurm_has_forgotten_has_failed_in_an_unknown_way(start, monk
 
 def test_accounting_tells_how_a_job_ended_where_there_is_one(monkeypatch):
     told = "7|CANCELLED by 0|0:15\n8|COMPLETED|0:0\n9|FAILED|3:0\n"
-    monkeypatch.setattr(slurm, "_run", lambda command: told)
+    monkeypatch.setattr(slurm, "run_command", lambda command: told)
     assert slurm._accounted(["7"]) == {"7": ("CANCELLED", 15), "8": ("COMPLETED", 0), "9": ("FAILED", 3 << 8)}
 
 
@@ -260,6 +291,40 @@ def test_in_an_allocation_jobs_are_steps_side_by_side_that_end_with_it(tmp_path,
     pids = (tmp_path / "pids").read_text().split()
     wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "the end of the tasks")
     wait(lambda: slurm_cluster.run("squeue", "-h") == "", "an empty queue")
+
+
+IN_ORDER_IN_ALLOCATION = """
+import sys, time
+from pathlib import Path
+from melissa.scheduler.factory import make_scheduler
+from melissa.scheduler.job import JobRequest
+scheduler = make_scheduler({"scheduler": "slurm"})
+scheduler.start()
+folder = Path(sys.argv[1])
+job = scheduler.submit(JobRequest("7.1", ["/bin/sh", "-c", sys.argv[3]], folder))
+while not (folder / "here").exists():
+    time.sleep(0.05)
+    scheduler.poll([job])
+if sys.argv[2] == "cancel":
+    scheduler.cancel([job], 20.0)
+    while job.is_alive:
+        time.sleep(0.05)
+        scheduler.poll([job])
+    print(job.exit_code, flush=True)
+scheduler.close(20.0)
+"""
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_in_an_allocation_steps_have_their_grace_after_sigterm(tmp_path, end):
+    script = [sys.executable, "-c", IN_ORDER_IN_ALLOCATION, str(tmp_path), end, ENDS_IN_ORDER]
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["salloc", "-Q", "-n", "2", *script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (tmp_path / "saved").exists(), done.stderr
+    assert done.stdout == ("5\n" if end == "cancel" else "")
+    assert time.monotonic() - begin < 18
 
 
 def test_in_an_allocation_as_many_jobs_run_at_once_as_there_is_room_for(monkeypatch):

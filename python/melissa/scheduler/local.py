@@ -117,10 +117,14 @@ class LocalScheduler(Scheduler):
 
     def cancel(self, jobs: Iterable[Job], grace: float) -> None:
         """Have the supervisor end the processes of `jobs`, their descendants in other sessions included."""
+        self._end(jobs, grace, told=False)
+
+    def _end(self, jobs: Iterable[Job], grace: float, *, told: bool) -> None:
+        """Have jobs ended; those that were `told` in another way get SIGKILL after `grace`, no SIGTERM."""
         wanted = set(jobs)
         numbers = [number for number, job in self._jobs.items() if job in wanted]
         if numbers:
-            self._command(command="end", jobs=numbers, grace=grace)
+            self._command(command="end", jobs=numbers, grace=grace, told=told)
 
     def close(self, grace: float) -> None:
         """Have the supervisor end everything, and wait for that; a hung one is killed, its jobs with it."""

@@ -23,6 +23,8 @@ from melissa.utility.addresses import host_name
 logger = logging.getLogger("melissa")
 
 LAUNCHERS = ("srun", "mpiexec", "mpirun")
+KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"
+"""A rank that dies ends the others, as under mpiexec; one of the user's that comes later holds."""
 
 _COMMAND_TIMEOUT = 60.0
 _KILL_PAUSE = 10.0
@@ -33,6 +35,21 @@ _WARNING_PERIOD = 60.0
 _TAIL_SIZE = 1 << 14
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _LIVE = ("RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
+_FINAL = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "LAUNCH_FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "RECONFIG_FAIL",
+    "REVOKED",
+    "TIMEOUT",
+)
+_FORGOTTEN = "forgotten by Slurm"
 # Ends all jobs whose numbers it was told when the launcher is gone, however that ended.
 _GUARD = 'while read -r job; do jobs="$jobs $job"; done; [ -z "$jobs" ] || exec scancel --quiet $jobs'
 
@@ -50,6 +67,11 @@ def slurm_ranks(options: JobOptions) -> int | None:
     ):
         return None
     return (nodes or 1) * (per_node or 1)
+
+
+def is_srun(launcher: Sequence[str]) -> bool:
+    """Say whether the command that starts the ranks is ``srun``, under whatever path."""
+    return launcher[0].rpartition("/")[2] == "srun"
 
 
 def words(arguments: Iterable[str]) -> list[str]:
@@ -71,6 +93,7 @@ class SlurmScheduler(Scheduler):
         self._jobs: dict[str, Job] = {}  # by Slurm's number
         self._refused: list[Job] = []  # not submitted, and not reported yet
         self._kill_at: dict[str, float] = {}
+        self._unknown_states: set[str] = set()
         self._stderr_start: dict[str, int] = {}  # bytes that earlier attempts left in the file
         self._heard = self._next_warning = time.monotonic()
 
@@ -112,8 +135,8 @@ class SlurmScheduler(Scheduler):
         try:
             stderr.parent.mkdir(exist_ok=True)
             start = stderr.stat().st_size if stderr.exists() else 0
-            told = _run(command, stdin=self._script(request))
-        except (OSError, _CommandError) as error:
+            told = run_command(command, stdin=self._script(request))
+        except (OSError, CommandError) as error:
             job.state, job.error = State.ERROR, f"cannot submit it: {error}"
             self._refused.append(job)
             return job
@@ -134,6 +157,8 @@ class SlurmScheduler(Scheduler):
 
     def _script(self, request: JobRequest) -> str:
         launcher, wrapper = self._options[request.kind].launched_by(LAUNCHERS, "srun")
+        if is_srun(launcher):
+            launcher = (launcher[0], KILL_ON_BAD_EXIT, *launcher[1:])
         return "\n".join(
             [
                 "#!/bin/sh",
@@ -145,6 +170,9 @@ class SlurmScheduler(Scheduler):
             ]
         )
 
+    def _is_under_srun(self, job: Job) -> bool:
+        return is_srun(self._options[job.request.kind].launched_by(LAUNCHERS, "srun")[0])
+
     def _stderr(self, request: JobRequest) -> Path:
         return request.stderr or request.directory / ".melissa" / f"{request.name}.err"
 
@@ -154,7 +182,7 @@ class SlurmScheduler(Scheduler):
         if self._jobs:
             try:
                 found = self._ask()
-            except _CommandError as error:
+            except CommandError as error:
                 self._bear_silence(error)
                 return changed
             self._heard = time.monotonic()
@@ -165,7 +193,7 @@ class SlurmScheduler(Scheduler):
         asked = set(jobs)
         return [job for job in changed if job in asked]
 
-    def _bear_silence(self, error: _CommandError) -> None:
+    def _bear_silence(self, error: CommandError) -> None:
         now = time.monotonic()
         silence = now - self._heard
         if silence > _SILENCE_LIMIT:
@@ -177,7 +205,7 @@ class SlurmScheduler(Scheduler):
     def _ask(self) -> dict[str, tuple[str, int]]:
         """Return state and wait status of every job of this user that Slurm remembers."""
         user = str(os.getuid())
-        lines = _run(["squeue", "-h", "-t", "all", "-u", user, "-O", "JobID:24,State:24,exit_code:24"])
+        lines = run_command(["squeue", "-h", "-t", "all", "-u", user, "-O", "JobID:24,State:24,exit_code:24"])
         rows = [line.split() for line in lines.splitlines()]
         found = {row[0]: (row[1], int(row[2])) for row in rows if len(row) == 3 and row[2].isdecimal()}
         if forgotten := self._jobs.keys() - found.keys():
@@ -187,11 +215,16 @@ class SlurmScheduler(Scheduler):
     def _update(self, number: str, job: Job, found: tuple[str, int] | None) -> bool:
         """Bring a job up to date; say whether its state has changed."""
         before = job.state
-        name, status = found or ("forgotten by Slurm", 0)
+        name, status = found or (_FORGOTTEN, 0)
         if name in _WAITING:
             job.state = State.WAITING
         elif name in _LIVE:
             job.state = State.RUNNING
+        elif name not in (*_FINAL, _FORGOTTEN):
+            # Running twice is worse than waiting: a state that a newer Slurm has is not the end.
+            if name not in self._unknown_states:
+                self._unknown_states.add(name)
+                logger.warning(f"Slurm says that job {number} is {name}, which is not known: it may be alive")
         else:
             job.state = State.TERMINATED if name == "COMPLETED" else State.FAILED
             if name != "COMPLETED" and status == 0:
@@ -232,8 +265,12 @@ class SlurmScheduler(Scheduler):
             self._kill_at[number] = min(due, self._kill_at.get(number, due))
         # One that runs is told first: plain scancel comes to SIGKILL only after the cluster's KillWait.
         self._scancel([number for number, job in found.items() if job.state is State.WAITING])
-        running = [number for number, job in found.items() if job.state is State.RUNNING]
-        self._scancel(running, "--signal=TERM", "--full")
+        running = {number: job for number, job in found.items() if job.state is State.RUNNING}
+        # An srun that gets SIGTERM kills its tasks at once: they are told by Slurm, and it is not. Other
+        # launchers hand the signal on.
+        under_srun = [number for number, job in running.items() if self._is_under_srun(job)]
+        self._scancel(under_srun, "--signal=TERM")
+        self._scancel([number for number in running if number not in under_srun], "--signal=TERM", "--full")
 
     def _kill_late_ones(self) -> None:
         now = time.monotonic()
@@ -245,8 +282,8 @@ class SlurmScheduler(Scheduler):
     def _scancel(self, numbers: Sequence[str], *options: str) -> None:
         if numbers:
             # That a job has ended meanwhile is no failure, and one that goes on is seen by `poll`.
-            with contextlib.suppress(_CommandError):
-                _run(["scancel", "--quiet", *options, *numbers])
+            with contextlib.suppress(CommandError):
+                run_command(["scancel", "--quiet", *options, *numbers])
 
     def close(self, grace: float) -> None:
         """Cancel every job that is left, and wait for their end; not for long when there is no grace."""
@@ -272,8 +309,8 @@ class SlurmScheduler(Scheduler):
 def _accounted(numbers: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Return state and wait status of jobs from Slurm's accounting; of none where a cluster keeps none."""
     try:
-        lines = _run(["sacct", "-nXP", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(numbers))])
-    except _CommandError:
+        lines = run_command(["sacct", "-nXP", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(numbers))])
+    except CommandError:
         return {}
     found = {}
     for number, state, code in (line.split("|") for line in lines.splitlines() if line.count("|") == 2):
@@ -288,20 +325,21 @@ def _verbatim(path: Path | str) -> str:
     return str(path).replace("%", "%%")
 
 
-class _CommandError(Exception):
+class CommandError(Exception):
     """A command of Slurm that failed; the text is what it said."""
 
 
-def _run(command: Sequence[str], stdin: str = "") -> str:
+def run_command(command: Sequence[str], stdin: str = "") -> str:
+    """Return what a command of Slurm prints; `CommandError` where it fails or does not answer."""
     try:
         told = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False
         )
     except OSError as error:
-        raise _CommandError(f"{command[0]}: {error.strerror}") from None
+        raise CommandError(f"{command[0]}: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise _CommandError(f"{command[0]} has not answered within {_COMMAND_TIMEOUT:g} s") from None
+        raise CommandError(f"{command[0]} has not answered within {_COMMAND_TIMEOUT:g} s") from None
     if told.returncode != 0:
         said = told.stderr.strip() or f"ended with status {told.returncode}"
-        raise _CommandError(f"{command[0]}: {said}")
+        raise CommandError(f"{command[0]}: {said}")
     return told.stdout

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 from melissa.scheduler.arguments import JobOptions, names_any
-from melissa.scheduler.job import JobKind, JobRequest
+from melissa.scheduler.job import Job, JobKind, JobRequest
 from melissa.scheduler.local import LocalScheduler
-from melissa.scheduler.slurm import LAUNCHERS, slurm_ranks, words
+from melissa.scheduler.slurm import (
+    KILL_ON_BAD_EXIT,
+    LAUNCHERS,
+    CommandError,
+    is_srun,
+    run_command,
+    slurm_ranks,
+    words,
+)
 from melissa.utility.addresses import host_name
+
+logger = logging.getLogger("melissa")
 
 _SHARINGS = ("--exact", "--exclusive", "--overlap", "--oversubscribe", "-s")
 
@@ -47,12 +59,52 @@ class SlurmStepScheduler(LocalScheduler):
         ranks = {kind: cls.nb_ranks(options[kind]) or 1 for kind in JobKind}
         return max(1, (int(tasks) - ranks[JobKind.SERVER]) // ranks[JobKind.CLIENT]) + 1
 
+    def _step_name(self, request: JobRequest) -> str:
+        # Steps of another launcher in the same allocation are not this one's.
+        return f"melissa-{os.getpid()}-{request.name}"
+
+    def cancel(self, jobs: Iterable[Job], grace: float) -> None:
+        """End jobs: Slurm hands SIGTERM to their tasks, which an srun that gets it itself kills at once."""
+        wanted = list(jobs)
+        running = [job for job in wanted if job.is_alive]
+        told = self._tell_steps(running) if grace > 0 else []
+        self._end(told, grace, told=True)
+        self._end([job for job in running if job not in told], grace, told=False)
+
+    def _tell_steps(self, jobs: Sequence[Job]) -> list[Job]:
+        """Send SIGTERM to the tasks of jobs; return those that have a step, and so have got it."""
+        if not jobs:
+            return []
+        try:
+            lines = run_command(
+                ["squeue", "-h", "-s", "-j", os.environ["SLURM_JOB_ID"], "-O", "StepID:40,StepName:200"]
+            )
+            steps = {words[1]: words[0] for words in map(str.split, lines.splitlines()) if len(words) == 2}
+            found = {job: steps[name] for job in jobs if (name := self._step_name(job.request)) in steps}
+            if found:
+                run_command(["scancel", "--quiet", "--signal=TERM", *found.values()])
+        except CommandError as error:
+            logger.warning(f"steps cannot be told to end, so their tasks are killed: {error}")
+            return []
+        return list(found)
+
+    def close(self, grace: float) -> None:
+        """End every job that is left, as `cancel` does, and wait for that."""
+        deadline = time.monotonic() + grace
+        self.cancel(list(self._jobs.values()), grace)
+        while self._jobs and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self.poll([])
+        super().close(0.0)
+
     def _command_line(self, request: JobRequest) -> list[str]:
         options = self._options[request.kind]
         launcher, wrapper = options.launched_by(LAUNCHERS, "srun")
         arguments = words(options.arguments)
-        if launcher[0].rpartition("/")[2] == "srun":
+        if is_srun(launcher):
             arguments = [f"--ntasks={self.nb_ranks(options)}", "--export=ALL", *arguments]
+            arguments.append(f"--job-name={self._step_name(request)}")
+            launcher = (launcher[0], KILL_ON_BAD_EXIT, *launcher[1:])
             if not names_any((*launcher, *arguments), _SHARINGS):
                 arguments.insert(0, "--exact")  # its own cores and no others, so that steps run side by side
         return [*launcher, *arguments, *wrapper, *request.command]

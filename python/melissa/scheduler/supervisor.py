@@ -5,7 +5,8 @@ of Melissa. Both sides speak JSON lines::
 
     {"command": "start", "job": 1, "argv": [...], "environment": {...}, "directory": PATH,
      "stdout": PATH | null, "stderr": PATH | null}
-    {"command": "end", "jobs": [1, ...], "grace": seconds between SIGTERM and SIGKILL}
+    {"command": "end", "jobs": [1, ...], "grace": seconds between SIGTERM and SIGKILL,
+     "told": true where they have got SIGTERM in another way, and get SIGKILL alone from here}
     {"command": "close", "grace": seconds}                       everything is ended, then the socket closes
 
     {"event": "started", "job": 1, "pid": 4711}
@@ -194,6 +195,7 @@ class Supervisor:
         self._ending: dict[int, float] = {}  # job -> when SIGKILL follows SIGTERM
         self._exited: set[int] = set()  # jobs whose end is told, of which something may be left
         self._told: set[int] = set()  # processes that were sent SIGTERM
+        self._spared: set[int] = set()  # jobs that are not sent it
         self._next_sweep = 0.0
         self._close_grace: float | None = None
         self._selector = selectors.DefaultSelector()
@@ -258,6 +260,8 @@ class Supervisor:
             deadline = time.monotonic() + command["grace"]
             for job in command["jobs"]:
                 self._ending[job] = min(deadline, self._ending.get(job, deadline))
+            if command["told"]:
+                self._spared.update(command["jobs"])
             self._next_sweep = 0.0
         elif name == "close":
             self._close_grace = command["grace"]
@@ -339,6 +343,7 @@ class Supervisor:
                 {"event": "exited", "job": job.number, "status": job.process.returncode, "error": job.tail()}
             )
             self._exited.add(job.number)
+            self._spared.discard(job.number)
             # What it left running goes, too.
             deadline = time.monotonic() + GRACE
             self._ending[job.number] = min(deadline, self._ending.get(job.number, deadline))
@@ -363,7 +368,7 @@ class Supervisor:
                     self._tell({"event": "gone", "job": number})
             elif begin >= self._ending[number]:
                 _send_signal(pids, signal.SIGKILL)
-            else:
+            elif number not in self._spared:
                 _send_signal(set(pids) - self._told, signal.SIGTERM)
                 self._told.update(pids)
         self._told &= processes.keys()
