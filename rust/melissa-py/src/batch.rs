@@ -39,6 +39,10 @@ impl PyBatch {
     }
 
     /// Adds the batch to those of a cut.
+    pub fn nb_samples(&self) -> usize {
+        self.lock().keys().len()
+    }
+
     pub fn wait_in(&self, pending: &mut Pending) {
         pending.push_batch(&self.lock());
     }

@@ -58,19 +58,39 @@ fn triples(schema: &Schema) -> Vec<(String, usize, &'static str)> {
     schema.fields().iter().map(|field| (field.name.clone(), field.size, field.dtype.name())).collect()
 }
 
-/// Adds a batch, or the samples of one, to those of a cut.
-fn add(pending: &mut Pending, batch: &Bound<'_, PyAny>) -> PyResult<()> {
-    if let Ok(batch) = batch.cast::<PyBatch>() {
-        batch.get().wait_in(pending);
-        return Ok(());
+/// A batch that was drawn and not yet trained, as Python has it.
+enum Ahead {
+    Batch(Py<PyBatch>),
+    Samples(Vec<Py<PySample>>),
+}
+
+impl Ahead {
+    fn of(batch: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(batch) = batch.cast::<PyBatch>() {
+            return Ok(Self::Batch(batch.clone().unbind()));
+        }
+        let mut samples = Vec::new();
+        for_each(batch, |sample| {
+            samples.push(sample.cast_into::<PySample>().map_err(PyErr::from)?.unbind());
+            Ok(())
+        })?;
+        Ok(Self::Samples(samples))
     }
-    let mut samples = Vec::new();
-    for_each(batch, |sample| {
-        samples.push(sample.cast_into::<PySample>().map_err(PyErr::from)?);
-        Ok(())
-    })?;
-    pending.push_samples(samples.iter().map(|sample| &sample.get().0));
-    Ok(())
+
+    fn nb_samples(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.get().nb_samples(),
+            Self::Samples(samples) => samples.len(),
+        }
+    }
+
+    /// Copies the samples; other threads of Python go on meanwhile.
+    fn wait_in(&self, pending: &mut Pending) {
+        match self {
+            Self::Batch(batch) => batch.get().wait_in(pending),
+            Self::Samples(samples) => pending.push_samples(samples.iter().map(|sample| &sample.get().0)),
+        }
+    }
 }
 
 /// A training buffer in a slab of its own.
@@ -351,14 +371,27 @@ impl PyBuffer {
         ahead: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyCut> {
         let buffer = self.core(py)?;
-        let mut pending = Pending::default();
+        let mut drawn = Vec::new();
         if let Some(ahead) = ahead {
-            for_each(ahead, |batch| add(&mut pending, &batch))?;
+            for_each(ahead, |batch| {
+                drawn.push(Ahead::of(&batch)?);
+                Ok(())
+            })?;
         }
         let held = prefetcher.map(|prefetcher| prefetcher.hold(py)).transpose()?;
-        if let Some(held) = &held {
-            pending.append(py.detach(|| held.pending()));
-        }
+        let pending = py.detach(|| {
+            let mut pending = Pending::default();
+            if let Some(schema) = buffer.schema() {
+                pending.reserve(drawn.iter().map(Ahead::nb_samples).sum(), &schema);
+            }
+            for batch in &drawn {
+                batch.wait_in(&mut pending);
+            }
+            if let Some(held) = &held {
+                pending.append(held.pending());
+            }
+            pending
+        });
         let cut = match receiver {
             Some(receiver) => {
                 let session = receiver.session(py)?;

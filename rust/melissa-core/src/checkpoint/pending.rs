@@ -41,7 +41,7 @@ impl Pending {
     }
 
     /// Makes room for so many further samples at once: growing would copy what is there.
-    pub(crate) fn reserve(&mut self, nb_samples: usize, schema: &Schema) {
+    pub fn reserve(&mut self, nb_samples: usize, schema: &Schema) {
         self.keys.reserve_exact(nb_samples);
         self.fields.resize(schema.fields().len(), Vec::new());
         for (field, rows) in self.fields.iter_mut().enumerate() {
