@@ -29,6 +29,11 @@ pub struct DrawSteps {
 /// Why a state is of no account.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum LedgerStateError {
+    #[error(
+        "it is of server {saved}, and this server is {now}: its time steps are not those of this rank; restart with as \
+         many ranks and the dl_config.distribution that it was written with"
+    )]
+    OtherRank { saved: String, now: String },
     #[error("the ledger has draw {draw} of simulation {simulation} twice")]
     Twice { simulation: u32, draw: u32 },
     #[error(

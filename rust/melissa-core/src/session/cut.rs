@@ -16,6 +16,7 @@ use crate::sync::lock;
 use crate::wire::distribution::ServerRank;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -33,6 +34,40 @@ pub struct SessionState {
     pub connections_refused: u64,
     pub duplicates_refused: u64,
     pub room_wait_seconds: f64,
+    /// Whose time steps the ledger numbers; `None` without a session.
+    pub server_rank: Option<CutRank>,
+}
+
+/// A server rank in a [`SessionState`]: the ledger numbers the time steps that go to this rank, by this rule.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CutRank {
+    pub rank: u32,
+    pub nb_ranks: u32,
+    /// The name in configurations.
+    pub distribution: String,
+}
+
+impl CutRank {
+    fn of(rank: ServerRank) -> Self {
+        Self { rank: rank.rank, nb_ranks: rank.nb_ranks, distribution: rank.distribution.name().to_owned() }
+    }
+
+    /// Whether the same time steps have the same numbers.
+    fn check(&self, rank: ServerRank) -> Result<(), LedgerStateError> {
+        let now = Self::of(rank);
+        // One rank gets everything by any rule.
+        if *self == now || (self.nb_ranks == 1 && now.nb_ranks == 1) {
+            return Ok(());
+        }
+        Err(LedgerStateError::OtherRank { saved: self.to_string(), now: now.to_string() })
+    }
+}
+
+impl fmt::Display for CutRank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {} under distribution {}", self.rank, self.nb_ranks, self.distribution)
+    }
 }
 
 /// A simulation in a [`SessionState`].
@@ -94,6 +129,9 @@ impl RestoredSession {
         let known: HashMap<u32, (u32, Status)> =
             // Of one that stands there twice the first word counts, here and in the session.
             self.simulations.iter().rev().map(|known| (known.simulation, (known.draw, known.status))).collect();
+        if let Some(saved) = &self.session.server_rank {
+            saved.check(rank)?;
+        }
         let mut state = self.ledger.clone();
         for steps in &mut state.draws {
             let (draw, status) = known.get(&steps.simulation).copied().unwrap_or((0, Status::Planned));
@@ -151,6 +189,7 @@ impl Reception {
             connections_refused: counters.connections_refused,
             duplicates_refused: counters.duplicates_refused,
             room_wait_seconds: counters.room_wait_seconds,
+            server_rank: Some(CutRank::of(self.config.server_rank())),
         };
         Ok(SessionCut { session, ledger, buffer })
     }

@@ -29,7 +29,9 @@ mod validation;
 
 pub use config::{DataType, HANDSHAKE_TIMEOUT, MAX_PENDING_HANDSHAKES, RECEIVE_BUFFER_SIZE, SessionConfig};
 pub use counters::{Counters, Refusals};
-pub use cut::{CutError, RestoredSession, RestoredSimulation, SessionCut, SessionState, SimulationCut};
+pub use cut::{
+    CutError, CutRank, RestoredSession, RestoredSimulation, SessionCut, SessionState, SimulationCut,
+};
 pub use error::SessionError;
 pub use state::{SimulationState, Status};
 

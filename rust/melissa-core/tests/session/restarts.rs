@@ -3,7 +3,11 @@
 use crate::study::{Study, config, fifo, parameters};
 use melissa_core::buffer::Buffer;
 use melissa_core::ledger::{DrawSteps, LedgerState};
-use melissa_core::session::{RestoredSession, RestoredSimulation, Session, Status};
+use melissa_core::schema::{Dtype, Field, Schema};
+use melissa_core::session::{
+    RestoredSession, RestoredSimulation, Session, SessionConfig, SessionError, Status,
+};
+use melissa_core::wire::distribution::Distribution;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +31,38 @@ fn a_simulation_that_a_checkpoint_lists_twice_is_settled_once() {
     study.session.register(1, 1, 0, parameters(1, 0)).unwrap();
     study.session.finish(1, melissa_core::ledger::Reason::ClientFailed).unwrap();
     assert!(study.session.reception_over());
+}
+
+#[test]
+fn the_time_steps_of_another_rule_or_rank_are_refused_with_both() {
+    let on = |rank, nb_ranks, distribution| {
+        let config = SessionConfig { rank, nb_ranks, distribution, ..config(1) };
+        (config, Arc::new(Buffer::new(fifo(10, 1)).unwrap()))
+    };
+    let cut = |(config, buffer): (SessionConfig, Arc<Buffer>)| {
+        buffer
+            .bind(Arc::new(
+                Schema::new(vec![Field { name: "u".into(), dtype: Dtype::F32, size: 1 }], 2).unwrap(),
+            ))
+            .unwrap();
+        let session = Session::start(config, buffer).unwrap().cut().unwrap().session;
+        RestoredSession { session, ..RestoredSession::default() }
+    };
+    let resume =
+        |(config, buffer), restored: &RestoredSession| Session::resume(config, buffer, Some(restored));
+    let (dealt, whole) = (Distribution::RoundRobin, Distribution::Simulation);
+
+    let restored = cut(on(1, 2, dealt));
+    resume(on(1, 2, dealt), &restored).unwrap();
+    for other in [on(1, 2, whole), on(0, 2, dealt), on(1, 3, dealt)] {
+        let error = resume(other, &restored).unwrap_err();
+        assert!(matches!(error, SessionError::Configuration(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("of server rank 1 of 2 under distribution round_robin"), "{text}");
+        assert!(text.contains("dl_config.distribution that it was written with"), "{text}");
+    }
+    // Alone, a rank has all time steps by either rule.
+    resume(on(0, 1, whole), &cut(on(0, 1, dealt))).unwrap();
 }
 
 #[test]
