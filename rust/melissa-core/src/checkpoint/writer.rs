@@ -551,7 +551,7 @@ mod tests {
         }
         let writing = cut(&buffer).write_to(NoDisk, "/some/where".into()).unwrap();
         let result = writing.wait(Some(Instant::now() + Duration::from_secs(20)));
-        let error = result.expect("the threads have ended").unwrap_err().to_string();
+        let error = result.unwrap().unwrap_err().to_string();
         assert!(error.contains("/some/where") && error.contains("defect"), "{error}");
         for number in SAMPLES..2 * SAMPLES {
             buffer.get(None).unwrap();
