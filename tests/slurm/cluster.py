@@ -50,6 +50,7 @@ MpiDefault=pmix
 ReturnToService=2
 KillWait=2
 MinJobAge=60
+FirstJobId={first_job}
 InactiveLimit=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=1000 State=UNKNOWN
 PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -102,6 +103,8 @@ class Cluster:
             text = CONFIGURATION.format(
                 host=socket.gethostname(),
                 folder=self.folder,
+                # PMIx names folders in /tmp after the job's number, and leaves those of killed jobs there.
+                first_job=random.randrange(1000, 60_000_000),
                 cores=self._cores,
                 controller_port=_free_port(),
                 node_port=_free_port(),

@@ -222,7 +222,7 @@ def test_nothing_of_a_study_outlives_a_launcher_that_is_killed(study):
     launcher = study.start()
     study.wait_for_mark("sent.0")
     study.wait_for_mark("sent.1")
-    assert len(study.processes()) >= 5  # launcher, supervisor, server, two clients
+    study.wait_until(lambda: len(study.processes()) >= 5, "launcher, supervisor, server, two clients")
     launcher.kill()
     study.wait_for_no_process()
 

@@ -68,7 +68,7 @@ def test_the_report_has_its_form_and_every_declared_step_is_trained(finished):
     }
     simulations = {"planned": 4, "finished": 4, "failed": 0, "resubmitted": 0}
     assert report == {"simulations": simulations} | figures | {"ranks": [{"rank": 0} | figures]}
-    assert set(report["waits"]) == {"trainer_for_data_s", "receiver_for_room_s"}
+    assert set(report["waits"]) == {"trainer_for_data_s", "trainer_for_ranks_s", "receiver_for_room_s"}
     assert report["samples_per_second"] > 0
     assert report["seconds"] > 0
 

@@ -23,7 +23,7 @@ from melissa.server.deep_learning.checkpointing import BatchesAhead, begin_check
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
 from melissa.server.deep_learning.expectations import expect
 from melissa.server.deep_learning.fast_dev_run import fast_dev_run
-from melissa.server.deep_learning.finalizing import finalize_after_failure, finalize_in_order
+from melissa.server.deep_learning.finalizing import agree_on_stop, finalize_after_failure, finalize_in_order
 from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
@@ -312,7 +312,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
                 self._server_online()
             except StudyInterrupted as interruption:
                 self._take_interruption(interruption)
-            self._server_finalize(self._ending.stop_status)
+            self._server_finalize(agree_on_stop(self))
         except StudyInterrupted:
             raise
         except BaseException as error:

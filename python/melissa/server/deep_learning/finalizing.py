@@ -13,9 +13,23 @@ from melissa.server.ranks.agent import RankAgent
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
-__all__ = ["finalize_after_failure", "finalize_in_order"]
+__all__ = ["agree_on_stop", "finalize_after_failure", "finalize_in_order"]
 
 logger = logging.getLogger("melissa")
+
+
+def agree_on_stop(server: DeepMelissaServer) -> int:
+    """Return the exit status for all ranks, which have trained their last batch: 0 unless one was stopped.
+
+    A rank that a signal has stopped ends training on all of them with its next batch, which may be before
+    rank 0 hears why.
+    """
+    stops = server.comm.allgather((server._ending.stop_reason, server._ending.stop_status))
+    for reason, status in stops:
+        if reason is not None and status != 0:
+            server._ending.stop(reason, status)
+            return int(status)
+    return 0
 
 
 def finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
