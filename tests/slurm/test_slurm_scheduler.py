@@ -104,10 +104,10 @@ def test_a_job_that_waits_for_room_is_waiting_and_can_be_cancelled(start, slurm_
     assert first.number in slurm_cluster.run("squeue", "-h", "-o", "%i")
 
 
-def test_a_cancelled_job_that_ignores_sigterm_is_killed(start, slurm_cluster):
+def test_a_cancelled_job_that_ignores_sigterm_is_killed(start, slurm_cluster, tmp_path):
     jobs = start()
-    job = jobs.submit("trap '' TERM; while true; do sleep 0.1; done")
-    jobs.wait(lambda: job.state is State.RUNNING)
+    job = jobs.submit("trap '' TERM; touch deaf; while true; do sleep 0.1; done")
+    jobs.wait(lambda: job.state is State.RUNNING and (tmp_path / "deaf").exists())
     jobs.scheduler.cancel([job], 0.2)
     jobs.wait_for_end(job)
     assert job.state is State.FAILED
