@@ -142,6 +142,11 @@ class MpiProcesses(Communicator):
 
     SPINS = 50
     """Looks at a request that is about to complete, without a pause: some microseconds each."""
+    YIELDS = 500
+    """Looks after those, between which whoever wants the processor gets it: about a millisecond in all.
+
+    The shortest pause that a kernel makes is some 70 us, which two ranks would wait for at each batch.
+    """
     FIRST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3  # seconds
     CHUNK = 512 * 2**20
     """Bytes of one message of `bcast`: MPI counts them with 32 bits."""
@@ -160,6 +165,10 @@ class MpiProcesses(Communicator):
         Ranks are rarely ready at the same moment, and a rank that spins takes the processor from solvers.
         """
         for _ in range(self.SPINS):
+            if request.Test():
+                return
+        for _ in range(self.YIELDS):
+            os.sched_yield()
             if request.Test():
                 return
         pause = self.FIRST_PAUSE

@@ -63,6 +63,9 @@ def as_tensors(batch: Any) -> Any:
     """
     import torch
 
+    if type(batch) is tuple and all(type(leaf) is np.ndarray for leaf in batch):
+        # What most batches are. After each training step all of this is cold, so that calls count.
+        return tuple([torch.from_numpy(leaf) for leaf in batch])
     return map_leaves(batch, lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf)
 
 
@@ -92,5 +95,7 @@ def inputs_and_fields(batch: Batch) -> tuple[Any, Any]:
 
 
 def _one_or_all(fields: Mapping[str, Any]) -> Any:
-    fields = dict(fields)
-    return next(iter(fields.values())) if len(fields) == 1 else fields
+    if len(fields) > 1:
+        return dict(fields)
+    (only,) = fields.values()
+    return only

@@ -36,6 +36,7 @@ class BatchFlags:
 
     def __init__(self, comm: Communicator, ending: StudyEnding, share: TrainingShare | None = None) -> None:
         self._comm = comm
+        self._is_alone = comm.size == 1
         self._ending = ending
         self._share = share or TrainingShare()
         self._posted: FlagsRequest | None = None
@@ -58,12 +59,18 @@ class BatchFlags:
         mine = 0 if has_batch else _NO_BATCH
         if self._ending.checkpoint_wanted:
             mine |= _CHECKPOINT
-        # The note is rank 0's; a rank that is alone looks at its share when somebody asks for it.
-        tells = self._comm.size > 1 and self._comm.rank == 0
-        self._posted = self._comm.flags(mine, self._share.here() if tells else 0.0)
+        if self._is_alone:
+            # It looks at its share when somebody asks for it.
+            self._agreed = mine
+            return
+        # The note is rank 0's.
+        self._posted = self._comm.flags(mine, self._share.here() if self._comm.rank == 0 else 0.0)
 
     def agree(self, has_batch: bool) -> bool:
         """Complete what was posted, or give `has_batch` as this rank's share; say whether all have one."""
+        if self._is_alone:
+            self.post(has_batch)
+            return not self._agreed & _NO_BATCH
         if self.has_ended:
             return False
         if self._posted is None:
@@ -71,8 +78,7 @@ class BatchFlags:
             assert self._posted is not None
         start = time.perf_counter()
         self._agreed, share = self._posted.result()
-        if self._comm.size > 1:
-            self.wait_seconds += time.perf_counter() - start
+        self.wait_seconds += time.perf_counter() - start
         self._posted = None
         self._share.raise_to(share)
         return not self.has_ended

@@ -94,6 +94,7 @@ class TorchServer(DeepMelissaServer):
         DeepMelissaServer.__init__(self, config_dict)
         self._framework_t = FrameworkType.TORCH
         self._device: torch.device | None = None
+        self._pins_batches = False
         self._place: Place | None = None
         self._has_own_group = False
         self._batch_idx = 0
@@ -111,12 +112,15 @@ class TorchServer(DeepMelissaServer):
             import torch
 
             gpu = self._own_place().gpu
-            self._device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+            self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        assert self._device is not None
         return self._device
 
     @device.setter
     def device(self, device: torch.device) -> None:
         self._device = device
+        # Asked for at each batch, when all of torch is cold.
+        self._pins_batches = device.type == "cuda"
 
     def _own_place(self) -> Place:
         if self._place is None:
@@ -259,6 +263,7 @@ class TorchServer(DeepMelissaServer):
 
     def _run_train(self) -> None:
         self._is_training = True
+        self.device  # noqa: B018  # chosen now, if nobody has asked for it
         if self._states_at_start is not None:
             # Not earlier: making models and validation data has drawn from the generators meanwhile.
             torch_checkpoint.restore_random_states(self._states_at_start, self.device)
@@ -283,10 +288,11 @@ class TorchServer(DeepMelissaServer):
 
     def _validation(self, batch_idx: int) -> None:
         """Call `validation` if it is time to; the other ranks wait for it here."""
+        if self.nb_batches_update <= 0 or batch_idx % self.nb_batches_update:
+            return
         with self._alone():
             DeepMelissaServer._validation(self, batch_idx)
-        is_time = self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0
-        if is_time and not self._is_apart:
+        if not self._is_apart:
             # Here a failure or a stop is noticed, in the next gradients' all-reduce it is not.
             self.comm.barrier()
 
@@ -330,7 +336,7 @@ class TorchServer(DeepMelissaServer):
 
     def _pin(self, batch: Any) -> Any:
         """Return `batch` in memory that a GPU reads by itself, in the place of tensors that it cannot."""
-        if self.device.type != "cuda":
+        if not self._pins_batches:
             return batch
         return map_leaves(
             batch,

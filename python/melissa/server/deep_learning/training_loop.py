@@ -28,15 +28,17 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
     """
     batch_idx = server.batch_offset
     fetches_ahead = server.comm_size > 1
+    # A class with a way of its own to agree does so when it is asked.
+    posts = fetches_ahead and not is_overridden(type(server), "_synchronize_data_availability")
     server._ahead.source = source
     server._ending.has_own_loop = False  # a train of the class's own may call that of its base
     server._ending.checkpoint_due = server.checkpoint_interval > 0
     try:
-        delivery = _fetch(server, source)
+        delivery = _fetch(server, source, posts)
         while not server.other_processes_finished(batch_idx) and delivery is not None:
             if server._flags.checkpoint_wanted:
                 server._checkpoint_on_request(batch_idx)
-            ahead = _fetch(server, source) if fetches_ahead else None
+            ahead = _fetch(server, source, posts) if fetches_ahead else None
             batch_idx += 1
             train_batch(server, source, delivery, batch_idx)
             # Let go of the arrays before the next batch is asked for: their memory is used again.
@@ -45,7 +47,7 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
             server._monitor_batch(batch_idx)
             server._validation(batch_idx)
             server._checkpoint(batch_idx)
-            delivery = ahead if fetches_ahead else _fetch(server, source)
+            delivery = ahead if fetches_ahead else _fetch(server, source, posts)
         if not server._drain(source, delivery, batch_idx):
             _write_last_checkpoint(server, batch_idx)
     finally:
@@ -72,14 +74,13 @@ def _write_last_checkpoint(server: DeepMelissaServer, batch_idx: int) -> None:
             server.checkpoint_state()
 
 
-def _fetch(server: DeepMelissaServer, source: BatchSource) -> Delivery | None:
-    """Return the next batch, None where there is none; tell the other ranks which."""
+def _fetch(server: DeepMelissaServer, source: BatchSource, posts: bool) -> Delivery | None:
+    """Return the next batch, None where there is none; tell the other ranks which, if this rank `posts`."""
     delivery = source.next()
     server._has_batch = delivery is not None
     if delivery is not None:
         server._ahead.fetched.append(delivery)
-    # A class with a way of its own to agree does so when it is asked.
-    if not is_overridden(type(server), "_synchronize_data_availability"):
+    if posts:
         server._flags.post(server._has_batch)
     return delivery
 
