@@ -1,64 +1,52 @@
-"""The server that trains: `DeepMelissaServer`, agnostic of frameworks."""
+"""The server that trains: `DeepMelissaServer`, agnostic of frameworks.
+
+Here is what study code reads, sets, calls and overrides. How a study goes on stands beside it: `course`,
+`preparation`, `reception`, `watermark`, `training_loop`, `checkpointing`, `finalizing`.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 from melissa._melissa import Batch, Receiver
-from melissa.exceptions import ConfigurationFileError, TrainingError, UnsupportedConfiguration
-from melissa.launcher.message import Register
+from melissa.exceptions import TrainingError, UnsupportedConfiguration
 from melissa.launcher.schema import buffer_kind
 from melissa.server.base_server import BaseServer
 from melissa.server.checkpoint.writing import CheckpointWriter
-from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_source
-from melissa.server.deep_learning.checkpointing import BatchesAhead, begin_checkpoints, restart, write_state
+from melissa.server.deep_learning.checkpointing import BatchesAhead, restart, write_state
+from melissa.server.deep_learning.course import run_study, train_study
 from melissa.server.deep_learning.dataset import MelissaIterableDataset, make_dataset
-from melissa.server.deep_learning.expectations import expect
+from melissa.server.deep_learning.expectations import Expectations, expectations_of
 from melissa.server.deep_learning.fast_dev_run import fast_dev_run
-from melissa.server.deep_learning.finalizing import agree_on_stop, finalize_after_failure, finalize_in_order
+from melissa.server.deep_learning.finalizing import Finalization, finalize
 from melissa.server.deep_learning.finite_loss import LossCheck
 from melissa.server.deep_learning.flags import BatchFlags
 from melissa.server.deep_learning.frameworks import FrameworkType
-from melissa.server.deep_learning.hooks import (
-    check_hooks,
-    check_validation,
-    choose_lane,
-    is_overridden,
-    train_takes_model,
-)
+from melissa.server.deep_learning.hooks import is_overridden, train_takes_model
 from melissa.server.deep_learning.lanes import BatchSource, Delivery, SampleChecks
 from melissa.server.deep_learning.monitoring import ExperimentalMonitoringMixin
-from melissa.server.deep_learning.rank_zero import rank_zero_only
-from melissa.server.deep_learning.reception import (
-    join_dataset,
-    make_checks,
-    make_study_buffer,
-    make_validation_batches,
-    obey_rank_zero,
-    open_receiver,
-    start_ensemble,
+from melissa.server.deep_learning.preparation import (
+    check_drain,
+    check_group_size,
+    make_model,
+    training_section,
 )
+from melissa.server.deep_learning.rank_zero import rank_zero_only
+from melissa.server.deep_learning.reception import begin_reception, make_study_buffer
 from melissa.server.deep_learning.reservoir import BaseQueue, BufferType
 from melissa.server.deep_learning.sample_source import PolledWait
-from melissa.server.deep_learning.tensorboard import (
-    TensorboardLogger,
-    check_conversion,
-    make_tb_logger,
-)
+from melissa.server.deep_learning.tensorboard import TensorboardLogger, make_tb_logger
 from melissa.server.deep_learning.train_workflow import TrainingWorkflowMixin
 from melissa.server.deep_learning.training_loop import run_training, run_validation
 from melissa.server.deep_learning.training_share import TrainingShare
 from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.deep_learning.watermark import wait_for_watermark
-from melissa.server.ending import StudyInterrupted
 from melissa.server.ensemble import Ensemble
 from melissa.server.link import Pinger
 from melissa.server.simulation import PartialSimulationData, Simulation, SimulationData
@@ -129,17 +117,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
 
     def __init__(self, config_dict: dict[str, Any]) -> None:
         BaseServer.__init__(self, config_dict)
-        if not isinstance(config_dict.get("dl_config"), dict):
-            raise ConfigurationFileError(
-                f'the configuration has no "dl_config": {type(self).__name__} trains, so it needs '
-                "batch_size and buffer_size"
-            )
-        self.dl_config: dict[str, Any] = config_dict["dl_config"]
-        missing = [name for name in ("batch_size", "buffer_size") if self.dl_config.get(name) is None]
-        if missing:
-            raise ConfigurationFileError(
-                f"dl_config has no {' and no '.join(missing)}: a server that trains needs them"
-            )
+        self.dl_config: dict[str, Any] = training_section(config_dict, type(self).__name__)
         self._framework_t = FrameworkType.DEFAULT
         self.batch_size: int = self.dl_config["batch_size"]
         self.buffer_size: int = self.dl_config["buffer_size"]
@@ -162,6 +140,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._receiver: Receiver | None = None
         self._ensemble: Ensemble | None = None
         self._wait = PolledWait(self._ending, self._describe_study, self._progress)
+        self._accounting: TrainedAccounting
         self._checks: SampleChecks | None = None
         self._has_batch = True
         self._ahead = BatchesAhead()
@@ -169,8 +148,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._share = TrainingShare()
         self._flags = BatchFlags(self.comm, self._ending, self._share)
         self._loss_check = LossCheck(self.dl_config["check_loss"])
-        self._finalizing = threading.RLock()
-        self._has_finalized = False
+        self._finalization = Finalization()
         self._fast_dev_run = fast_dev_run()
         self.__pinger: Pinger | None = None
         self.__start_pinger_thread()
@@ -305,78 +283,19 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """
         if self._is_offline:
             self._start_offline()
-            return
-        try:
-            try:
-                self._prepare()
-                self._server_online()
-            except StudyInterrupted as interruption:
-                self._take_interruption(interruption)
-            self._server_finalize(agree_on_stop(self))
-        except StudyInterrupted:
-            raise
-        except BaseException as error:
-            self._report_failure(error)
-            self._server_finalize(1)
-            raise
-
-    def _take_interruption(self, interruption: StudyInterrupted) -> None:
-        """End the study in order before it has begun.
-
-        Several ranks cannot, each being somewhere else: they leave, with the interruption's status.
-        """
-        if self._ranks is not None:
-            raise interruption
-        self._ending.stop(str(interruption), interruption.status)
-
-    def _prepare(self) -> None:
-        """Do all that can fail before a client is asked for."""
-        self._needed_link()
-        if self._fast_dev_run is not None:
-            self._fast_dev_run.shorten(self)
-        check_hooks(type(self))
-        self._ending.has_own_loop = is_overridden(type(self), "train")
-        if not self._ending.has_own_loop:
-            choose_lane(type(self), self._has_default_batch)
-        self._check_group_size()
-        if self._parameter_sampler is None and not is_overridden(type(self), "draw_parameters"):
-            raise TrainingError(self._no_sampler())
-        self._expectations()
-        self._check_drain()
-        if self._nb_validation and self.rank == 0:
-            check_validation(type(self), self._nb_validation)
-            self._prepare_validation()
-        if self.dl_config["convert_log_to_df"]:
-            check_conversion()
-        if self.setup_slurm_ddp:
-            self._setup_environment_slurm()
         else:
-            self.setup_environment()
-        self.tb_logger  # noqa: B018  # made here: set_model and its like may log
-        self._make_model()
+            run_study(self)
 
     def _make_model(self) -> None:
-        if is_overridden(type(self), "prepare_training_attributes"):
-            attributes = self.prepare_training_attributes()
-            if not isinstance(attributes, tuple | list) or len(attributes) != 2:
-                raise TrainingError(
-                    f"{type(self).__name__}.prepare_training_attributes must return (model, optimizer), but "
-                    f"returned {attributes!r:.200}"
-                )
-            self._model, self._optimizer = attributes
-        elif is_overridden(type(self), "set_model"):
-            cast(Any, self).set_model()
+        """Have the study's class make model and optimizer: the last step of the preparation."""
+        make_model(self)
 
     def setup_environment(self) -> None:
         """Set up what the framework needs before the model is made: nothing here."""
 
     def _check_group_size(self) -> None:
         """Checks if the group size was correctly set; `UnsupportedConfiguration` otherwise."""
-        group_size = self.study_options["group_size"]
-        if group_size != 1:
-            raise UnsupportedConfiguration(
-                f"study_options.group_size is {group_size}: deep learning needs groups of 1 simulation"
-            )
+        check_group_size(self)
 
     def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
         """Train what ranks have left when one is dry, and save what was learned; say whether that was done.
@@ -392,11 +311,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
     """Whether this server's loop trains to the last sample of every rank (``dl_config.drain``: "all")."""
 
     def _check_drain(self) -> None:
-        if self.dl_config["drain"] == "all" and not self._can_drain_all:
-            raise UnsupportedConfiguration(
-                f'dl_config.drain is "all", which {type(self).__name__} cannot do: it needs uneven inputs to '
-                'be joined, as torch can; set it to "first", or derive the class from TorchServer'
-            )
+        """Check that the server can drain as the configuration asks; `UnsupportedConfiguration` otherwise."""
+        check_drain(self)
 
     def _server_online(self) -> None:
         """Initiates data collection, and directs the custom methods for acting on collected data."""
@@ -410,13 +326,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         self._progress.phase = "preparing to train"
         self._on_train_start()
         if self.__check_water_mark():
-            self._progress.training_begins()
-            self._run_train()
-            self._flags.leave()
-            self._progress.training_ends()
-            if self._ending.stop_reason is None:
-                self._share.end()
-            self._on_train_end()
+            train_study(self)
 
     def _run_train(self) -> None:
         """Call the predefined or the user's own `train`, in the form of its generation."""
@@ -438,19 +348,11 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
             self.__stop_pinger_thread()
             self._finalize_offline(exit_)
             return
-        # After a failure of another rank this may be called beside a main thread that is stuck.
-        with self._finalizing:
-            if self._has_finalized:
-                return
-            self._progress.training_ends()
-            self.exit_status = exit_
-            if exit_ == 1:
-                finalize_after_failure(self)
-            else:
-                finalize_in_order(self, exit_)
-            self.__stop_pinger_thread()
-            self._has_finalized = True
-            logger.info(f"Server finalizing with status {exit_}")
+        with self._finalization.once() as is_due:
+            if is_due:
+                finalize(self, exit_)
+                self.__stop_pinger_thread()
+                logger.info(f"Server finalizing with status {exit_}")
 
     # Pings.
 
@@ -481,22 +383,8 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
     def _buffer_t(self) -> BufferType:
         return BufferType[buffer_kind(self.dl_config["buffer"])]
 
-    def _expectations(self) -> Any:
-        kind = self._buffer_t() if self.__buffer is None else self.__buffer.kind
-        return expect(
-            kind,
-            nb_simulations=self.nb_simulations,
-            nb_time_steps=self.nb_time_steps,
-            nb_ranks=self.comm_size,
-            batch_size=self.batch_size,
-            buffer_size=self.buffer_size if self.__buffer is None else self.__buffer.maxsize,
-            watermark=(self.per_server_watermark or 0) if self.__buffer is None else self.__buffer.watermark,
-            pseudo_epochs=self.pseudo_epochs if self.__buffer is None else self.__buffer.pseudo_epochs,
-            drop_last=self._drop_last,
-            rank=self.rank,
-            distribution=self.dl_config["distribution"],
-            drain=self.dl_config["drain"],
-        )
+    def _expectations(self) -> Expectations:
+        return expectations_of(self, self.__buffer)
 
     @property
     def _drop_last(self) -> bool:
@@ -538,28 +426,7 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         Data go from the sockets to the buffer in a thread of the extension; this starts it, and the control
         thread that asks for clients.
         """
-        self._receiver = open_receiver(self)
-        if self._nb_validation and self.rank == 0 and self._valid_dataloader is None:
-            self._valid_dataloader = make_validation_batches(self, self._receiver)
-        self._is_receiving = True
-        self._share.follow(self.buffer, self._receiver, self._progress)
-        self._accounting = TrainedAccounting(self._receiver, self._progress)
-        self._checks = make_checks(self)
-        join_dataset(self, self.__dataset, self._accounting, self._checks)
-        listeners = Listeners(
-            simulation_finished=self._simulation_finished,
-            reception_over=self.__signal_end_of_reception,
-            tick=self._on_control_tick,
-        )
-        addresses = self.comm.allgather(self._receiver.address)
-        self._receiver.set_servers(addresses)
-        # Every rank obeys before rank 0 can ask for a client.
-        obey_rank_zero(self, self._receiver, listeners)
-        self.comm.barrier()
-        if self.rank == 0:
-            self._needed_link().send(Register(addresses, os.getpid(), self.comm_size))
-            self._ensemble = start_ensemble(self, self._receiver, listeners)
-        self._checkpoints = begin_checkpoints(self)
+        begin_reception(self, reception_over=self.__signal_end_of_reception)
 
     def _simulation(self, simulation_id: int) -> Simulation:
         known = {} if self._control is None else self._control.simulations

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from melissa.exceptions import UnsupportedConfiguration
-from melissa.server.deep_learning.reservoir import BufferType
+from melissa.server.deep_learning.reservoir import BaseQueue, BufferType
 from melissa.server.distribution import steps_of_rank
 
-__all__ = ["Expectations", "expect"]
+if TYPE_CHECKING:
+    from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
+
+__all__ = ["Expectations", "expect", "expectations_of"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,24 @@ def _come(samples: list[int], some: int, nb_simulations: int, nb_time_steps: int
     if len(samples) == 1:
         return f"{some} samples come to the server ({study})"
     return f"{some} samples come to server rank {rank} of {len(samples)} ({study} in all)"
+
+
+def expectations_of(server: DeepMelissaServer, buffer: BaseQueue | None) -> Expectations:
+    """Compute what a server can expect of its `buffer`, or of the one that it will make.
+
+    A buffer that the study's class has made may differ from the configuration.
+    """
+    return expect(
+        server._buffer_t() if buffer is None else buffer.kind,
+        nb_simulations=server.nb_simulations,
+        nb_time_steps=server.nb_time_steps,
+        nb_ranks=server.comm_size,
+        batch_size=server.batch_size,
+        buffer_size=server.buffer_size if buffer is None else buffer.maxsize,
+        watermark=(server.per_server_watermark or 0) if buffer is None else buffer.watermark,
+        pseudo_epochs=server.pseudo_epochs if buffer is None else buffer.pseudo_epochs,
+        drop_last=server._drop_last,
+        rank=server.rank,
+        distribution=server.dl_config["distribution"],
+        drain=server.dl_config["drain"],
+    )

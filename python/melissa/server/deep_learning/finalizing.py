@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from melissa.launcher.message import Finished
@@ -13,9 +16,28 @@ from melissa.server.ranks.agent import RankAgent
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
-__all__ = ["agree_on_stop", "finalize_after_failure", "finalize_in_order"]
+__all__ = ["Finalization", "agree_on_stop", "finalize"]
 
 logger = logging.getLogger("melissa")
+
+
+class Finalization:
+    """Has a server end once.
+
+    After a failure of another rank the server may be ended beside a main thread that is stuck: who comes
+    while another is at it waits, and does what that one has not come to the end of.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._is_over = False
+
+    @contextmanager
+    def once(self) -> Iterator[bool]:
+        """Hold others off; gives whether there is anything to do, which is done if nothing is raised."""
+        with self._lock:
+            yield not self._is_over
+            self._is_over = True
 
 
 def agree_on_stop(server: DeepMelissaServer) -> int:
@@ -32,7 +54,17 @@ def agree_on_stop(server: DeepMelissaServer) -> int:
     return 0
 
 
-def finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
+def finalize(server: DeepMelissaServer, exit_: int) -> None:
+    """End the server with the status `exit_`; 1 is a failure."""
+    server._progress.training_ends()
+    server.exit_status = exit_
+    if exit_ == 1:
+        _finalize_after_failure(server)
+    else:
+        _finalize_in_order(server, exit_)
+
+
+def _finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     """Wait for clients and other ranks, write the report, tell the launcher."""
     report: dict[str, Any] = {}
     # All ranks have trained their last batch when this one comes to know whether one has received all.
@@ -52,7 +84,7 @@ def finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     _close_reception(server)
 
 
-def finalize_after_failure(server: DeepMelissaServer) -> None:
+def _finalize_after_failure(server: DeepMelissaServer) -> None:
     """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
     try:
         report = None if server._ensemble is None else server._ensemble.abort()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from melissa._melissa import Receiver
+from melissa.launcher.message import Register
 from melissa.server.control import Listeners
 from melissa.server.deep_learning.accounting import TrainedAccounting
 from melissa.server.deep_learning.batch_source import make_batch_maker
+from melissa.server.deep_learning.checkpointing import begin_checkpoints
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.deep_learning.hooks import sample_checks
 from melissa.server.deep_learning.lanes import SampleChecks
@@ -32,15 +36,7 @@ from melissa.utility.addresses import bind_address
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
-__all__ = [
-    "join_dataset",
-    "make_checks",
-    "make_study_buffer",
-    "make_validation_batches",
-    "obey_rank_zero",
-    "open_receiver",
-    "start_ensemble",
-]
+__all__ = ["begin_reception", "make_study_buffer"]
 
 logger = logging.getLogger("melissa")
 
@@ -60,7 +56,36 @@ def make_study_buffer(server: DeepMelissaServer, kind: BufferType) -> BaseQueue:
     )
 
 
-def open_receiver(server: DeepMelissaServer) -> Receiver:
+def begin_reception(server: DeepMelissaServer, reception_over: Callable[[], None]) -> None:
+    """Let data flow from the sockets to the buffer, and on rank 0 ask for clients.
+
+    `reception_over` is called, in the thread that follows the simulations, when nothing more can come.
+    """
+    receiver = server._receiver = _open_receiver(server)
+    if server._nb_validation and server.rank == 0 and server._valid_dataloader is None:
+        server._valid_dataloader = _make_validation_batches(server, receiver)
+    server._is_receiving = True
+    server._share.follow(server.buffer, receiver, server._progress)
+    server._accounting = TrainedAccounting(receiver, server._progress)
+    server._checks = _make_checks(server)
+    _join_dataset(server, server.dataset, server._accounting, server._checks)
+    listeners = Listeners(
+        simulation_finished=server._simulation_finished,
+        reception_over=reception_over,
+        tick=server._on_control_tick,
+    )
+    addresses = server.comm.allgather(receiver.address)
+    receiver.set_servers(addresses)
+    # Every rank obeys before rank 0 can ask for a client.
+    _obey_rank_zero(server, receiver, listeners)
+    server.comm.barrier()
+    if server.rank == 0:
+        server._needed_link().send(Register(addresses, os.getpid(), server.comm_size))
+        server._ensemble = _start_ensemble(server, receiver, listeners)
+    server._checkpoints = begin_checkpoints(server)
+
+
+def _open_receiver(server: DeepMelissaServer) -> Receiver:
     """Listen for clients: from now on the extension's thread fills the server's buffer."""
     environment = StudyEnvironment.read()
     data_type = server.dl_config["data_type"]
@@ -91,12 +116,12 @@ def open_receiver(server: DeepMelissaServer) -> Receiver:
     return receiver
 
 
-def make_validation_batches(server: DeepMelissaServer, receiver: Receiver) -> ValidationBatches:
+def _make_validation_batches(server: DeepMelissaServer, receiver: Receiver) -> ValidationBatches:
     """Return the batches of the simulations for validation, which grow as these send."""
     return ValidationBatches(receiver.take_validation, make_batch_maker(server), server.batch_size)
 
 
-def make_checks(server: DeepMelissaServer) -> SampleChecks | None:
+def _make_checks(server: DeepMelissaServer) -> SampleChecks | None:
     """Return what shows each sample to the methods of the user's class that look at samples, if any do."""
     checks = sample_checks(type(server))
     if not checks:
@@ -108,7 +133,7 @@ def make_checks(server: DeepMelissaServer) -> SampleChecks | None:
     )
 
 
-def join_dataset(
+def _join_dataset(
     server: DeepMelissaServer, dataset: object, accounting: TrainedAccounting, checks: SampleChecks | None
 ) -> None:
     """Give a dataset of this package the study's waits, accounting and checks."""
@@ -117,7 +142,7 @@ def join_dataset(
         dataset.join_study(server._wait, accounting, server.batch_size, admit, server._ahead.take_restored)
 
 
-def obey_rank_zero(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> None:
+def _obey_rank_zero(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> None:
     """Have rank 0 rule this rank's receiver; on rank 0, do nothing."""
     if isinstance(server._ranks, RankAgent):
         server._ranks.receive_with(
@@ -133,7 +158,7 @@ def obey_rank_zero(server: DeepMelissaServer, receiver: Receiver, listeners: Lis
         )
 
 
-def start_ensemble(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> Ensemble:
+def _start_ensemble(server: DeepMelissaServer, receiver: Receiver, listeners: Listeners) -> Ensemble:
     """Start the control thread, on rank 0: from now on clients are asked for."""
 
     def own_figures(final_reason: str | None = None) -> RankFigures:
