@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from melissa.exceptions import TrainingError
 from melissa.server.deep_learning import tf_checkpoint
-from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 from melissa.server.deep_learning.checkpointing import outlive_the_disk
-from melissa.server.deep_learning.collate import inputs_and_fields, inputs_and_fields_of_sample
+from melissa.server.deep_learning.framework_server import FrameworkServer
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.lost_rank import raise_cause
 from melissa.server.deep_learning.tf_batches import as_tf_tensors
@@ -18,16 +17,12 @@ from melissa.server.deep_learning.tf_optimizer import average_gradients_of, leav
 from melissa.server.deep_learning.tf_ranks import TensorflowRanks, tensorflow_ranks
 from melissa.utility.slurm import SlurmTask
 
-if TYPE_CHECKING:
-    from melissa._melissa import Batch
-    from melissa.server.simulation import SimulationData
-
 __all__ = ["TFServer"]
 
 logger = logging.getLogger("melissa")
 
 
-class TFServer(DeepMelissaServer):
+class TFServer(FrameworkServer):
     """Trains a model of TensorFlow (Keras 3), data-parallel where there are several ranks.
 
     A study's class defines `prepare_training_attributes` and `training_step`. Without a hook of its own for
@@ -71,12 +66,11 @@ class TFServer(DeepMelissaServer):
         visible to it.
     """
 
-    _has_default_batch = True
     PATIENCE = 2.0
     """Seconds for another rank's failure to be told here, once its echo was heard."""
 
     def __init__(self, config_dict: dict[str, Any]) -> None:
-        DeepMelissaServer.__init__(self, config_dict)
+        FrameworkServer.__init__(self, config_dict)
         self._framework_t = FrameworkType.TENSORFLOW
         # melissa-server has done it before, unless the class is used without it.
         self._tf_ranks: TensorflowRanks = tensorflow_ranks(self.comm, config_dict)
@@ -120,7 +114,7 @@ class TFServer(DeepMelissaServer):
             import keras
 
             keras.utils.set_random_seed(self.study_options["seed"])
-        DeepMelissaServer._make_model(self)
+        FrameworkServer._make_model(self)
         if self.comm_size > 1:
             self._tf_ranks.share(tf_checkpoint.model_variables(self._model))
             for optimizer in leaves(self._optimizer):
@@ -146,7 +140,7 @@ class TFServer(DeepMelissaServer):
             tf_checkpoint.load_states(self._states_at_start, self._model)
             self._states_at_start = None
         try:
-            DeepMelissaServer._run_train(self)
+            FrameworkServer._run_train(self)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
             if self.comm_size > 1:
                 raise_cause(error, self._ending, self.rank, self.PATIENCE)
@@ -154,7 +148,7 @@ class TFServer(DeepMelissaServer):
 
     def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
         """Call `training_step`; after the first one compare the ranks' weights."""
-        result = DeepMelissaServer._training_step(self, batch, batch_idx, **kwargs)
+        result = FrameworkServer._training_step(self, batch, batch_idx, **kwargs)
         self._batch_idx = batch_idx
         if not self._is_compared:
             self._is_compared = True
@@ -174,27 +168,12 @@ class TFServer(DeepMelissaServer):
 
     def _validation(self, batch_idx: int) -> None:
         """Call `validation` if it is time to; the other ranks wait for it here."""
-        DeepMelissaServer._validation(self, batch_idx)
+        FrameworkServer._validation(self, batch_idx)
         if self.nb_batches_update > 0 and batch_idx % self.nb_batches_update == 0:
             # Here a failure or a stop is noticed; in the next all-reduce of gradients it is not.
             self.comm.barrier()
 
-    # What a study's class defines, and what it gets.
-
-    def prepare_training_attributes(self) -> tuple[Any, Any]:
-        """Return (model, optimizer): a study's class defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define prepare_training_attributes()")
-
-    def training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
-        """Train on one batch: a study's class defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define training_step(batch, batch_idx)")
-
-    def process_simulation_data(self, data: SimulationData, config_dict: dict[str, Any]) -> Any:
-        """Return (inputs, field) of one sample, or (inputs, fields), as this class's batches have them."""
-        return inputs_and_fields_of_sample(data, self.nb_parameters)
-
-    def _default_batch(self, batch: Batch) -> Any:
-        return self._adopt_batch(inputs_and_fields(batch))
+    # What training steps get.
 
     def _adopt_batch(self, batch: Any) -> Any:
         return as_tf_tensors(batch)

@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from melissa.exceptions import CheckpointError, UnsupportedConfiguration
 from melissa.server.deep_learning import torch_checkpoint, torch_group
-from melissa.server.deep_learning.base_dl_server import DeepMelissaServer, rank_zero_only
 from melissa.server.deep_learning.checkpointing import outlive_the_disk
-from melissa.server.deep_learning.collate import (
-    as_tensors,
-    inputs_and_fields,
-    inputs_and_fields_of_sample,
-    map_leaves,
-)
+from melissa.server.deep_learning.collate import as_tensors, map_leaves
+from melissa.server.deep_learning.framework_server import FrameworkServer
 from melissa.server.deep_learning.frameworks import FrameworkType
 from melissa.server.deep_learning.hooks import is_overridden
 from melissa.server.deep_learning.lost_rank import raise_cause
+from melissa.server.deep_learning.rank_zero import rank_zero_only
 from melissa.server.deep_learning.torch_drain import train_apart
 from melissa.server.deep_learning.torch_model import (
     check_joinable,
@@ -39,9 +35,7 @@ from melissa.utility.slurm import SlurmTask
 if TYPE_CHECKING:
     import torch
 
-    from melissa._melissa import Batch
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
-    from melissa.server.simulation import SimulationData
 
 __all__ = ["TorchServer", "checkpoint"]
 
@@ -61,7 +55,7 @@ def checkpoint(
     torch_checkpoint.save_model(Path(path) / torch_checkpoint.MODEL_NAME, model, optimizer, batch, loss)
 
 
-class TorchServer(DeepMelissaServer):
+class TorchServer(FrameworkServer):
     """Trains a PyTorch model, data-parallel where there are several ranks.
 
     A study's class defines `prepare_training_attributes` and `training_step`. Without a hook of its own for
@@ -87,11 +81,10 @@ class TorchServer(DeepMelissaServer):
     MOST_DRIFT = 1e-4
     """Relative difference of the ranks' weights that unlike GPUs may make; beyond it they are warned of."""
 
-    _has_default_batch = True
     _can_drain_all = True
 
     def __init__(self, config_dict: dict[str, Any]) -> None:
-        DeepMelissaServer.__init__(self, config_dict)
+        FrameworkServer.__init__(self, config_dict)
         self._framework_t = FrameworkType.TORCH
         self._device: torch.device | None = None
         self._pins_batches = False
@@ -195,7 +188,7 @@ class TorchServer(DeepMelissaServer):
         logger.info(f"torch uses {threads} of {cores} cores, since {' and '.join(others)} run beside it")
 
     def _make_model(self) -> None:
-        DeepMelissaServer._make_model(self)
+        FrameworkServer._make_model(self)
         if self._model is None:
             return
         prepare_model(self._model, self._optimizer, self.device)
@@ -223,7 +216,7 @@ class TorchServer(DeepMelissaServer):
             )
 
     def _check_drain(self) -> None:
-        DeepMelissaServer._check_drain(self)
+        FrameworkServer._check_drain(self)
         if self._drains_all and is_overridden(type(self), "train"):
             raise UnsupportedConfiguration(
                 f'dl_config.drain is "all", but {type(self).__name__} has a train of its own, which drains '
@@ -236,7 +229,7 @@ class TorchServer(DeepMelissaServer):
 
     def train(self) -> None:
         """Predefined training loop; with ``dl_config.drain`` "all" every rank trains to its last sample."""
-        DeepMelissaServer.train(self)
+        FrameworkServer.train(self)
         self._compare_ranks()
 
     def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
@@ -269,7 +262,7 @@ class TorchServer(DeepMelissaServer):
             torch_checkpoint.restore_random_states(self._states_at_start, self.device)
             self._states_at_start = None
         try:
-            DeepMelissaServer._run_train(self)
+            FrameworkServer._run_train(self)
         except RuntimeError as error:
             if self.comm_size > 1 and torch_group.says_peer_lost(error):
                 raise_cause(error, self._ending, self.rank, self.PATIENCE)
@@ -277,21 +270,21 @@ class TorchServer(DeepMelissaServer):
 
     def _training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
         """Call `training_step`, with the batch in pinned memory where training runs on a GPU."""
-        result = DeepMelissaServer._training_step(self, self._pin(batch), batch_idx, **kwargs)
+        result = FrameworkServer._training_step(self, self._pin(batch), batch_idx, **kwargs)
         self._batch_idx = batch_idx
         return result
 
     def validation(self, batch_idx: int) -> None:
         """Predefined validation loop, on the model inside the wrapper of data-parallel training."""
         with self._alone():
-            DeepMelissaServer.validation(self, batch_idx)
+            FrameworkServer.validation(self, batch_idx)
 
     def _validation(self, batch_idx: int) -> None:
         """Call `validation` if it is time to; the other ranks wait for it here."""
         if self.nb_batches_update <= 0 or batch_idx % self.nb_batches_update:
             return
         with self._alone():
-            DeepMelissaServer._validation(self, batch_idx)
+            FrameworkServer._validation(self, batch_idx)
         if not self._is_apart:
             # Here a failure or a stop is noticed, in the next gradients' all-reduce it is not.
             self.comm.barrier()
@@ -309,27 +302,12 @@ class TorchServer(DeepMelissaServer):
 
     def _server_finalize(self, exit_: int = 0) -> None:
         """Finalizes the server operations; ranks part here, unless training has failed."""
-        DeepMelissaServer._server_finalize(self, exit_)
+        FrameworkServer._server_finalize(self, exit_)
         if self._has_own_group and exit_ != 1:
             torch_group.close_group()
         self._has_own_group = False
 
-    # What a study's class defines, and what it gets.
-
-    def prepare_training_attributes(self) -> tuple[Any, Any]:
-        """Return (model, optimizer): a study's class defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define prepare_training_attributes()")
-
-    def training_step(self, batch: Any, batch_idx: int, **kwargs: Any) -> Any:
-        """Train on one batch: a study's class defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define training_step(batch, batch_idx)")
-
-    def process_simulation_data(self, data: SimulationData, config_dict: dict[str, Any]) -> Any:
-        """Return (inputs, field) of one sample, or (inputs, fields), as this class's batches have them."""
-        return inputs_and_fields_of_sample(data, self.nb_parameters)
-
-    def _default_batch(self, batch: Batch) -> Any:
-        return self._adopt_batch(inputs_and_fields(batch))
+    # What training steps get.
 
     def _adopt_batch(self, batch: Any) -> Any:
         return as_tensors(batch)
