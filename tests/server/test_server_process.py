@@ -126,6 +126,23 @@ def test_a_signal_during_the_construction_of_the_model_ends_the_server(start):
     assert server.end(timeout=10) == 128 + signal.SIGTERM
 
 
+def test_a_signal_after_a_failure_leaves_it_a_failure(start):
+    """The class fails before data are received, when a signal could still interrupt the study."""
+    study = STUDY.replace("        return None, None", "        raise OSError('no licence')") + (
+        "    def _server_finalize(self, exit_=0):\n"
+        "        import signal\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "        super()._server_finalize(exit_)\n"
+    )
+    server = start(study=study)
+    server.serve()
+    assert server.end(timeout=60) == 1
+    (failure,) = server.of(Failure)
+    assert "no licence" in failure.message
+    assert "SIGTERM came" in server.log
+    assert server.log.endswith("Server finalizing with status 1\n")
+
+
 def test_the_death_of_the_launcher_ends_the_server(start):
     server = start(nb_steps=1_000_000, study_options=CONFIGURATION["study_options"] | {"nb_time_steps": None})
     server.serve(until=lambda message: isinstance(message, SubmitClient))

@@ -247,6 +247,8 @@ class BaseServer(ABC):
         return self._link
 
     def _report_failure(self, error: BaseException) -> None:
+        # The study ends by this: a signal that comes from now on is not to interrupt how.
+        self._ending.is_looked_at = True
         report_failure(error, self._link, self._ranks)
 
     def _plan(self) -> StudyPlan:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from melissa.launcher.message import Finished
 from melissa.server.deep_learning.tensorboard import convert_tb_logs_to_df
+from melissa.server.ending import StudyEnding
 from melissa.server.extension_log import forward_extension_log
 from melissa.server.ranks.agent import RankAgent
+from melissa.server.report import StudyReport
 
 if TYPE_CHECKING:
+    from melissa.server.checkpoint.writing import CheckpointWriter
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
 __all__ = ["Finalization", "agree_on_stop", "finalize"]
@@ -72,7 +75,7 @@ def _finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     if server._checkpoints is not None:
         # While the control thread lives, which tells the launcher that this may take its time.
         with server._progress.saving():
-            server._checkpoints.wait()
+            _wait_for_checkpoint(server._checkpoints, server._ending)
     if server._ensemble is not None:
         report = server._ensemble.finish(has_received_all).content
         if server._fast_dev_run is not None:
@@ -81,19 +84,41 @@ def _finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     server._needed_link().send(Finished(exit_, report))
     if isinstance(server._ranks, RankAgent):
         server._ranks.wait_for_end()
-    _close_reception(server)
+    if server._ranks is not None:
+        server._ranks.end()
+    _close_receiver(server)
+
+
+def _wait_for_checkpoint(checkpoints: CheckpointWriter, ending: StudyEnding) -> None:
+    """Wait until what is being written is written; raises what fails meanwhile: a disk may hang for hours."""
+    while checkpoints.is_busy:
+        ending.check()
+        checkpoints.wait(timeout=0.2)
 
 
 def _finalize_after_failure(server: DeepMelissaServer) -> None:
-    """End everything without waiting for anybody; what goes wrong meanwhile is logged."""
-    try:
+    """End everything without waiting for anybody; a step that fails is logged, and the others are taken."""
+    report: StudyReport | None = None
+    with _going_on():
         report = None if server._ensemble is None else server._ensemble.abort()
+    with _going_on():
         _close_logs(server)
-        if report is not None and server._link is not None:
+    if report is not None and server._link is not None:
+        with _going_on():
             server._link.send(Finished(1, report.content))
+    if server._ranks is not None:
+        with _going_on():
+            server._ranks.end()
+    with _going_on():
+        _close_receiver(server)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    try:
+        yield
     except Exception:
         logger.warning("while the server ended after a failure:", exc_info=True)
-    _close_reception(server)
 
 
 def _close_logs(server: DeepMelissaServer) -> None:
@@ -106,10 +131,8 @@ def _close_logs(server: DeepMelissaServer) -> None:
         convert_tb_logs_to_df(server.rank)
 
 
-def _close_reception(server: DeepMelissaServer) -> None:
-    if server._ranks is not None:
-        server._ranks.end()
+def _close_receiver(server: DeepMelissaServer) -> None:
+    server._is_receiving = False
     if server._receiver is not None:
         server._receiver.close()
         forward_extension_log()
-    server._is_receiving = False
