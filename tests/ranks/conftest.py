@@ -1,8 +1,12 @@
 """What several test files of server ranks use."""
 
 import logging
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 
 
 @pytest.fixture

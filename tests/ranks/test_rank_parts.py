@@ -9,8 +9,8 @@ import pytest
 
 from melissa.exceptions import FatalError, ProtocolError, RankLostError
 from melissa.launcher.message import Failure, decode
-from melissa.server.ending import StudyEnding
-from melissa.server.failure import OtherRankFailed, report_failure
+from melissa.server.ending import StudyEnding, StudyInterrupted
+from melissa.server.failure import OtherRankFailed, failure_of, report_failure, user_traceback
 from melissa.server.figures import RankFigures
 from melissa.server.parameter_registry import ParameterRegistry
 from melissa.server.progress import StudyProgress
@@ -19,8 +19,18 @@ from melissa.server.ranks.balance import RankBalance
 from melissa.server.ranks.deadline import LastResort
 from melissa.server.ranks.hub import RankHub
 from melissa.server.ranks.merge import MergedStates
-from melissa.server.ranks.message import Done, Joined, RankMessage, RegisterAttempt, Settle, StateChange
+from melissa.server.ranks.message import (
+    Alive,
+    Done,
+    Joined,
+    Leaving,
+    RankMessage,
+    RegisterAttempt,
+    Settle,
+    StateChange,
+)
 from melissa.server.ranks.receivers import RankedReceivers
+from melissa.server.roll_call import Patience
 from melissa.utility.channel import Listener, connect
 
 KEY = bytes(range(32))
@@ -267,6 +277,15 @@ def test_a_failure_of_another_rank_reaches_the_launcher_and_ends_rank_0(team):
     assert str(team.zero.ending.error) == "server rank 1 has failed: ValueError: no such boundary"
 
 
+def test_a_failure_of_another_rank_stands_in_its_log_once(team, log):
+    error = fail(ValueError("no such boundary"))
+    for _ in range(2):  # where it is caught, and where the process ends
+        report_failure(error, None, team.agent)
+    assert [record.message for record in log.records if record.levelname == "ERROR"].count(
+        f"the server fails: ValueError: no such boundary\n{user_traceback(error)}".rstrip()
+    ) == 1
+
+
 def test_a_failure_of_rank_0_ends_the_others(team):
     report_failure(fail(ValueError("no such boundary")), team.link, team.hub)
     soon(lambda: team.one.ending.error)
@@ -319,13 +338,85 @@ def test_after_the_end_a_closed_channel_is_no_failure(team):
     assert team.link.sent == []
 
 
-def test_ranks_that_do_not_come_are_named(monkeypatch):
-    monkeypatch.setattr(RankHub, "JOIN_TIMEOUT", 0.1)
-    with (
-        Listener("127.0.0.1", KEY, 1) as listener,
-        pytest.raises(FatalError, match="server ranks 1, 2 have not connected"),
-    ):
-        RankHub(listener, 3, None).wait_for_ranks()
+# How they join.
+
+
+@pytest.fixture
+def joining(monkeypatch):
+    """Rank 0, which waits for two others; `result()` is what ended its wait."""
+    monkeypatch.setattr(RankHub, "FIRST_FAILURE_WAIT", 0.0)
+    monkeypatch.setattr(LastResort, "set", lambda self: None)
+    link, errors, channels = PlayedLink(), [], []
+    with Listener("127.0.0.1", KEY, 1) as listener:
+        hub = RankHub(listener, 3, link)
+
+        def wait_for_ranks():
+            try:
+                hub.wait_for_ranks()
+            except BaseException as error:
+                errors.append(error)
+
+        waiting = threading.Thread(target=wait_for_ranks)
+
+        def join(role, rank=1):
+            channels.append(connect(listener.address, KEY, 1, role))
+            channels[-1].send(Joined(rank, 4321, "node1").to_dict())
+            return channels[-1]
+
+        def result():
+            waiting.join(10.0)
+            return errors[0]
+
+        waiting.start()
+        yield SimpleNamespace(hub=hub, link=link, join=join, result=result)
+        hub._ending.fail(RuntimeError("the test is over"))
+        waiting.join()
+    for channel in [*channels, *hub._channels.values()]:
+        channel.close()
+
+
+def test_ranks_that_do_not_come_are_named(joining, monkeypatch, log):
+    monkeypatch.setattr(Patience, "REMINDER_PERIOD", 0.05)
+    there = joining.join("rank")
+    soon(lambda: "server rank 2 has not come for" in log.text)
+    monkeypatch.setattr(Patience, "LIMIT", 0.1)
+    assert str(joining.result()).startswith(
+        "server rank 2 has not come within 0.1 s: rank 0 expects them at "
+    )
+    assert isinstance(joining.result(), RankLostError)
+    told = there.recv(5.0)
+    while (message := decode(told, RankMessage)) == Alive():
+        told = there.recv(5.0)
+    assert "server rank 2 has not come" in message.message, "who is there learns of it"
+
+
+@pytest.mark.parametrize("role", ["rank-life", "rank"])
+def test_a_rank_that_dies_before_all_have_joined_is_named(joining, role):
+    channel = joining.join(role)
+    soon(lambda: joining.hub._lives if role == "rank-life" else joining.hub._channels)
+    channel.close()
+    assert "server rank 1 (process 4321 on node1) is gone" in str(joining.result())
+    (told,) = joining.link.sent
+    assert told.is_death
+
+
+def test_what_a_rank_fails_of_before_all_have_joined_is_told(joining):
+    joining.join("rank").send(failure_of(fail(ValueError("no such file")), rank=1).to_dict())
+    assert str(joining.result()) == "server rank 1 has failed: ValueError: no such file"
+    assert [message.message for message in joining.link.sent] == ["no such file (server rank 1)"]
+
+
+def test_a_rank_that_was_interrupted_before_all_have_joined_interrupts_the_others(joining):
+    joining.join("rank").send(Leaving("SIGTERM came", 143).to_dict())
+    assert isinstance(joining.result(), StudyInterrupted)
+    assert joining.result().status == 143
+
+
+def test_a_rank_that_dies_before_it_has_said_who_it_is_is_one_of_the_missing(joining):
+    joining.join("rank", rank=2)
+    soon(lambda: joining.hub._channels)
+    connect(joining.hub._listener.address, KEY, 1, "rank-life").close()
+    assert ", of server rank 1, is gone before it has said who it is" in str(joining.result())
 
 
 # Messages.

@@ -29,7 +29,7 @@ _OWN_FILES = (
     ("stdout", r"server\.(out|err)|simulation\d+\.(out|err)"),
     ("client_scripts", r"client\.\d+\.sh"),
     ("tensorboard/gpu_*", r"events\.out\.tfevents\..*|data\.pkl"),
-    (".melissa", r"study\.json|key|server\.sh"),
+    (".melissa", r"study\.json|key|server\.sh|rank\d+\.\d+\.(started|in_mpi)"),
 )
 _OWN_TREES = ("checkpoints/melissa",)
 _OWN_FOLDERS = ("stdout", "client_scripts", "tensorboard/gpu_*", "tensorboard")

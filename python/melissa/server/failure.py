@@ -18,6 +18,7 @@ __all__ = ["OtherRankFailed", "Team", "failure_of", "report_failure", "tell_laun
 
 logger = logging.getLogger("melissa")
 
+_IS_REPORTED = "_melissa_is_reported"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -85,11 +86,12 @@ def failure_of(error: BaseException, rank: int) -> RankFailure:
 def report_failure(error: BaseException, link: Link | None, ranks: Team | None = None) -> None:
     """Log `error` with its traceback, and tell the launcher; of several ranks, rank 0 does.
 
-    A second call for the same study does nothing, nor does one for another rank's failure. Never raises: a
-    launcher that is gone cannot be told.
+    A second call for the same study or error does nothing, nor does one for another rank's failure. Never
+    raises: a launcher that is gone cannot be told.
     """
-    if link is not None and link.failure_told:
+    if (link is not None and link.failure_told) or getattr(error, _IS_REPORTED, False):
         return
+    setattr(error, _IS_REPORTED, True)
     if isinstance(error, OtherRankFailed):
         logger.info(f"this rank ends: {error}")
         return

@@ -7,9 +7,11 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from melissa.server.ending import StudyEnding, StudyInterrupted
+from melissa.server.ranks.deadline import leave_at_once
 
 __all__ = ["SignalWatch"]
 
@@ -21,13 +23,19 @@ class SignalWatch:
 
     A thread reads the descriptor that the interpreter writes signals to, so that a signal counts even while
     the main thread is inside a long call of C. In code that never looks at the ending (imports, constructors)
-    the main thread gets `StudyInterrupted` as well.
+    the main thread gets `StudyInterrupted` as well. If it cannot take that before the study is attached,
+    because it waits inside of MPI or TensorFlow for other ranks, the process ends.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     CHECKPOINT_SIGNAL = signal.SIGUSR1
+    GRACE = 3.0
+    """Seconds that the main thread has, before the study is attached, to take the exception."""
 
     def __init__(self) -> None:
+        self.give_up: Callable[[StudyInterrupted], object] = lambda interruption: None
+        """Called before the process ends by itself."""
+        self._is_taken = threading.Event()
         self._ending: StudyEnding | None = None
         self._pending: int | None = None
         self._read, self._write = socket.socketpair()
@@ -45,6 +53,7 @@ class SignalWatch:
             self._stop(self._pending)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._is_taken.set()
         if self._ending is None or not self._ending.is_looked_at:
             raise StudyInterrupted(f"{signal.Signals(number).name} came", status=128 + number)
 
@@ -60,6 +69,17 @@ class SignalWatch:
                     os._exit(128 + number)
                 self._pending = number
                 self._stop(number)
+                if self._ending is None:
+                    threading.Thread(target=self._end_if_deaf, args=(number,), daemon=True).start()
+
+    def _end_if_deaf(self, number: int) -> None:
+        if self._is_taken.wait(self.GRACE):
+            return
+        logger.warning(
+            f"the main thread is in a call that has not looked for {self.GRACE:g} s: the server ends now"
+        )
+        self.give_up(StudyInterrupted(f"{signal.Signals(number).name} came", status=128 + number))
+        leave_at_once(128 + number)
 
     def _want_checkpoint(self) -> None:
         if self._ending is None:

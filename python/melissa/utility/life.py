@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from melissa._melissa import Heartbeat
 from melissa.utility.channel import Channel, ChannelClosed, encode_frame
 
@@ -21,16 +19,20 @@ class Life:
     _BEAT = encode_frame({"type": "Alive"})
 
     def __init__(self, channel: Channel) -> None:
+        self.is_closed = False
+        """Whether `has_beaten` has found the channel closed."""
         self._channel = channel
         self._heartbeat = Heartbeat(channel.fileno(), self._BEAT, self.PERIOD)
 
     def has_beaten(self) -> bool:
         """Say whether the other side has told of its life since the last call."""
         has_beaten = False
-        # Who has to know that it is closed learns it from the channel beside this one.
-        with contextlib.suppress(ChannelClosed):
+        try:
             while self._channel.recv(0) is not None:
                 has_beaten = True
+        except ChannelClosed:
+            # Who has to know of it learns it from the channel beside this one, once there is one.
+            self.is_closed = True
         return has_beaten
 
     def close(self) -> None:

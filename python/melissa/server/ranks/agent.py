@@ -128,6 +128,10 @@ class RankAgent:
 
     # Failures and the end.
 
+    def check(self) -> None:
+        """Raise what ends the study."""
+        self._ending.check()
+
     def fail(self, error: BaseException) -> None:
         """Tell rank 0 of a failure of this rank, unless another is known."""
         with self._lock:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from melissa.exceptions import FatalError, ProtocolError, RankLostError
+from melissa.exceptions import ProtocolError, RankLostError
 from melissa.launcher.message import Failure, decode
 from melissa.server.ending import StudyEnding, StudyInterrupted
 from melissa.server.failure import OtherRankFailed, failure_of, tell_launcher
@@ -29,6 +29,7 @@ from melissa.server.ranks.message import (
     StopStudy,
     StopWanted,
 )
+from melissa.server.roll_call import Patience, named
 from melissa.utility.channel import Channel, ChannelClosed, Listener
 from melissa.utility.life import Life
 
@@ -46,7 +47,6 @@ class RankHub:
 
     POLL_INTERVAL = 0.05  # seconds, as all below
     ALIVE_PERIOD = 1.0
-    JOIN_TIMEOUT = 60.0
     FIRST_FAILURE_WAIT = 0.3
     """How long failures are gathered before the first one is told."""
 
@@ -84,34 +84,69 @@ class RankHub:
     def wait_for_ranks(self) -> None:
         """Wait until every other rank has connected, and start the thread.
 
-        `FatalError` names the ranks that have not come.
+        `RankLostError` names the ranks that have not come in time; `OtherRankFailed` says what has become of
+        one that had. All that are there learn of what ends this wait.
         """
-        deadline = time.monotonic() + self.JOIN_TIMEOUT
-        while len(self._channels) < self.nb_ranks - 1:
-            channel = self._listener.accept(max(0.0, deadline - time.monotonic()))
-            if channel is None:
-                missing = sorted(set(range(1, self.nb_ranks)) - set(self._channels))
-                raise FatalError(
-                    f"server ranks {', '.join(map(str, missing))} have not connected to rank 0 at "
-                    f"{self._listener.address} within {self.JOIN_TIMEOUT:g} s: do their machines reach that "
-                    "address?"
-                )
-            self._welcome(channel, deadline)
+        try:
+            self._gather()
+        except OtherRankFailed:
+            raise
+        except StudyInterrupted as interruption:
+            self.leave(interruption)
+            raise
+        except Exception as error:
+            self._post(failure_of(error, rank=0), self._channels)
+            raise
         self._thread.start()
 
-    def _welcome(self, channel: Channel, deadline: float) -> None:
-        first = channel.recv(max(0.0, deadline - time.monotonic()))
-        message = None if first is None else decode(first, RankMessage)
-        if channel.role == "rank-life" and isinstance(message, Joined) and message.rank not in self._lives:
-            self._lives[message.rank] = Life(channel)
-            return
-        if channel.role != "rank" or not isinstance(message, Joined) or message.rank in self._channels:
+    def _gather(self) -> None:
+        arriving: list[Channel] = []
+        patience = Patience(
+            self._missing,
+            f"rank 0 expects them at {self._listener.address}. Do their machines reach that address?",
+        )
+        while self._missing() or arriving:
+            patience.check()
+            if (channel := self._listener.accept(self.POLL_INTERVAL)) is not None:
+                arriving.append(channel)
+            arriving = [channel for channel in arriving if not self._welcome(channel)]
+            for rank, channel in self._channels.items():
+                if rank not in self._gone:
+                    self._read(rank, channel)
+            self._look_around()
+            for rank, life in self._lives.items():
+                if life.is_closed and rank not in self._channels and rank not in self._gone:
+                    self._lost(rank, "it has died while the ranks joined")
+            self._ending.check()
+
+    def _missing(self) -> list[int]:
+        return [rank for rank in range(1, self.nb_ranks) if rank not in self._channels]
+
+    def _welcome(self, channel: Channel) -> bool:
+        """Take a rank's channel in when it has said whose it is; False as long as it has not."""
+        try:
+            if (first := channel.recv(0)) is None:
+                return False
+        except ChannelClosed as closed:
+            who = f"the process at {channel.peer}, of {named(self._missing())}"
+            raise RankLostError(f"{who}, is gone before it has said who it is: {closed}") from None
+        message = decode(first, RankMessage)
+        if not isinstance(message, Joined) or not self._take_in(message, channel):
             logger.warning(f"{channel.peer} came as {channel.role!r:.40} among the server's ranks: refused")
             channel.close()
-            return
-        self._channels[message.rank] = channel
-        self._who[message.rank] = f"server rank {message.rank} (process {message.pid} on {message.host})"
-        self._heard_at[message.rank] = time.monotonic()
+        return True
+
+    def _take_in(self, joined: Joined, channel: Channel) -> bool:
+        rank = joined.rank
+        self._who.setdefault(rank, f"server rank {rank} (process {joined.pid} on {joined.host})")
+        if channel.role == "rank-life" and rank not in self._lives:
+            self._lives[rank] = Life(channel)
+        elif channel.role == "rank" and rank in self._missing():
+            self._channels[rank] = channel
+            self._heard_at[rank] = time.monotonic()
+        else:
+            return False
+        return True
 
     def attach(
         self, ending: StudyEnding, silence_timeout: float | None, give_up: Callable[[], object]
@@ -188,6 +223,10 @@ class RankHub:
         return refusals
 
     # Failures and the end.
+
+    def check(self) -> None:
+        """Raise what ends the study."""
+        self._ending.check()
 
     def fail(self, error: BaseException) -> None:
         """Take part with a failure of this rank; returns when the launcher has been told of one."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 
-from melissa.server.communicator import Communicator, make_communicator, number_of_ranks
+from melissa.exceptions import RankLostError
+from melissa.server.communicator import Communicator, make_communicator, number_of_ranks, process_rank
 from melissa.server.environment import StudyEnvironment
 from melissa.server.link import Link
 from melissa.server.ranks.agent import RankAgent
 from melissa.server.ranks.hub import RankHub
 from melissa.server.ranks.message import Joined
-from melissa.utility.channel import Listener, connect
+from melissa.server.roll_call import IN_MPI, STARTED, Patience, RollCall
+from melissa.utility.channel import ChannelClosed, Listener, connect
 from melissa.utility.life import Life
 
 __all__ = ["Ranks", "forget_ranks", "join_ranks", "server_ranks"]
@@ -25,7 +27,7 @@ def join_ranks(comm: Communicator, environment: StudyEnvironment, link: Link | N
     """Connect every rank to rank 0; None where there is one rank only.
 
     The address of rank 0's listener goes over MPI, all that follows over channels that the study key
-    protects.
+    protects. `RankLostError` names the ranks that do not come.
     """
     if comm.size == 1:
         return None
@@ -38,11 +40,14 @@ def join_ranks(comm: Communicator, environment: StudyEnvironment, link: Link | N
         return hub
     address = comm.bcast(None)
     joined = Joined(comm.rank, os.getpid(), socket.gethostname()).to_dict()
-    # This one first: rank 0 has all of them when the last rank has joined.
-    life = connect(address, key, epoch, "rank-life")
-    life.send(joined)
-    channel = connect(address, key, epoch, "rank")
-    channel.send(joined)
+    try:
+        # This one first: rank 0 has all of them when the last rank has joined.
+        life = connect(address, key, epoch, "rank-life")
+        life.send(joined)
+        channel = connect(address, key, epoch, "rank")
+        channel.send(joined)
+    except ChannelClosed as closed:
+        raise RankLostError(f"server rank {comm.rank} cannot join rank 0: {closed}") from None
     agent = RankAgent(channel, comm.rank, Life(life))
     agent.start()
     return agent
@@ -56,8 +61,16 @@ def server_ranks(link: Link | None = None) -> Ranks | None:
     `link` is rank 0's to the launcher.
     """
     global _ranks
-    if _ranks is None and number_of_ranks() > 1 and StudyEnvironment.is_given():
-        _ranks = join_ranks(make_communicator(), StudyEnvironment.read(), link)
+    nb_ranks = number_of_ranks()
+    if _ranks is None and nb_ranks > 1 and StudyEnvironment.is_given():
+        environment = StudyEnvironment.read()
+        started, in_mpi = (RollCall(environment, nb_ranks, stage) for stage in (STARTED, IN_MPI))
+        in_mpi.answer(rank := process_rank())
+        patience = Patience(in_mpi.missing, "the ranks meet before the study's file is imported", rank)
+        _ranks = join_ranks(make_communicator(check=patience.check), environment, link)
+        if rank == 0:
+            started.close()
+            in_mpi.close()
     return _ranks
 
 
