@@ -110,22 +110,52 @@ def test_a_class_without_a_way_to_draw_is_told_how(study):
     assert "call self.set_parameter_sampler" in study.fail()
 
 
-def test_on_several_server_ranks_the_first_runs_the_simulations(study, monkeypatch):
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+ON_TWO_RANKS = {
+    "launcher_config.scheduler": "openmpi",
+    "launcher_config.scheduler_arg_server": ["--oversubscribe", "-n", "2"],
+}
+
+
+def test_on_several_server_ranks_the_first_runs_the_simulations(study):
     study.server(OFFLINE_SERVER)
     study.solver("print('ran')")
-    study.configure(
-        {
-            "launcher_config.scheduler": "openmpi",
-            "launcher_config.scheduler_arg_server": ["--oversubscribe", "-n", "2"],
-        }
-    )
+    study.configure(ON_TWO_RANKS)
     assert study.run().returncode == 0, study.logs()
     assert simulations(study)["finished"] == 4
     for rank in range(2):
         log = study.read(f"melissa_server_{rank}.log")
         assert log.endswith(" INFO Server finalizing with status 0\n"), log
+
+
+def test_a_signal_ends_several_ranks_in_order_also_if_another_than_the_first_gets_it(study):
+    study.server(
+        OFFLINE_SERVER
+        + """
+        def start(self):
+            import os
+
+            with open(f"pid.{self.rank}", "w") as file:
+                file.write(str(os.getpid()))
+            super().start()
+"""
+    )
+    study.solver(
+        """
+        if os.environ["MELISSA_STUDY_EPOCH"] == "1":
+            mark(f"runs.{SIMULATION}")
+            time.sleep(1000)
+        """
+    )
+    study.configure(ON_TWO_RANKS)
+    launcher = study.start()
+    study.wait_for_mark("runs.0")
+    study.wait_for_log("melissa_server_1.log", "rank 0 runs the simulations")
+    os.kill(int(study.read("pid.1")), signal.SIGTERM)
+    # A signal that was not the launcher's: it starts the server again.
+    assert study.wait(launcher).returncode == 0, study.logs()
+    assert "is gone" not in study.server_log
+    for rank in range(2):
+        assert "Server finalizing with status 143" in study.read(f"melissa_server_{rank}.log")
 
 
 def test_after_the_death_of_the_server_what_had_ended_does_not_run_again(study):

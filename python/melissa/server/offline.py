@@ -156,7 +156,10 @@ def run_offline(server: BaseServer) -> int:
         raise UnsupportedConfiguration(
             f"study_options.group_size is {group_size}: this version runs one simulation per job, set it to 1"
         )
+    # A signal from now on ends the study in order, on whichever rank it comes.
+    server._ending.is_looked_at = True
     if isinstance(server._ranks, RankAgent):
+        logger.info("rank 0 runs the simulations; this rank waits until it has")
         server._ranks.wait_for_end()
     else:
         _run_simulations(server)
@@ -173,7 +176,6 @@ def _run_simulations(server: BaseServer) -> None:
     server._progress.phase = "running simulations"
     link.send(Register([], os.getpid(), server.comm_size))
     jobs = JobsOnly(server.nb_simulations)
-    ending.is_looked_at = True
     listeners = Listeners(simulation_finished=lambda done: server.finished_groups.add(done.simulation_id))
     before = _before_restart(server, jobs)
     control = server._start_control(jobs, listeners=listeners, control_class=OfflineControl, before=before)
