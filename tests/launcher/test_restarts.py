@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from melissa.launcher.restarts import Restarts
-from melissa.scheduler.job import Job, JobRequest
+from melissa.scheduler.job import Job, JobRequest, State
 
 TOLERANT = {"fault_tolerance": True}
 
@@ -130,3 +130,10 @@ def test_trained_samples_are_progress_too():
     for trained in range(1, 6):
         restarts.progress({"batches": 0, "samples_trained": trained})
         assert restarts.refusal(ended(137)) is None
+
+
+def test_a_server_that_the_scheduler_refuses_is_not_tried_again():
+    restarts = Restarts(is_allowed=True)
+    restarts.registered()
+    refused = Job(JobRequest("server", [], None), State.ERROR)
+    assert restarts.refusal(refused) == "the scheduler does not take it"

@@ -9,9 +9,11 @@ import pytest
 from melissa.exceptions import ConfigurationFileError, FatalError, FaultToleranceError
 from melissa.launcher.message import CancelClient, JobUpdate, Ping, Progress, Stop, SubmitClient
 from melissa.scheduler.job import State
+from melissa.server import failed_starts
 from melissa.server.client_script import ClientScripts
 from melissa.server.control import Draw, Listeners, StudyControl, StudyPlan
 from melissa.server.ending import StudyEnding
+from melissa.server.failed_starts import FailedStarts
 from melissa.server.parameter_registry import ParameterRegistry
 from melissa.server.progress import StudyProgress
 from melissa.server.simulation import SimulationStatus
@@ -304,6 +306,70 @@ def test_a_solver_that_has_delivered_something_is_not_hopeless(make):
     for simulation_id in range(4):
         study.fail(simulation_id)
     assert len(study.launcher.submitted()) == 8
+
+
+REFUSED = "cannot submit it: sbatch: invalid partition specified: gpus"
+
+
+def test_clients_that_could_not_be_started_have_not_crashed_and_are_asked_for_again(make, log, monkeypatch):
+    monkeypatch.setattr(FailedStarts, "FIRST_PAUSE", 0.0)
+    study = make(nb_simulations=2, crashes_before_redraw=0)
+    study.step()
+    study.launcher.update("0.1", State.RUNNING)
+    for attempt in range(1, 6):
+        study.launcher.update(f"1.{attempt}", State.ERROR, None, REFUSED)
+        study.step()
+    assert study.launcher.submitted()[-1] == (1, 6)
+    simulation = study.control.simulations[1]
+    assert (simulation.failures, simulation.failures_of_draw, simulation.draw) == (0, 0, 0)
+    assert f"(attempt 5) could not be started\n  what the scheduler said:\n    {REFUSED}" in log.text
+    assert "stderr" not in log.text
+
+
+def test_while_clients_cannot_be_started_no_further_one_is_asked_for_at_once(make, monkeypatch):
+    study = make()
+    study.step()
+    study.launcher.update("0.1", State.RUNNING)
+    study.launcher.update("1.1", State.ERROR, None, REFUSED)
+    study.step(3)
+    assert study.launcher.submitted() == [(0, 1), (1, 1)]
+    later = time.monotonic() + FailedStarts.FIRST_PAUSE
+    monkeypatch.setattr(failed_starts, "time", SimpleNamespace(monotonic=lambda: later))
+    study.step()
+    assert study.launcher.submitted()[2:] == [(1, 2)]
+
+
+def test_the_pause_doubles_with_each_round_until_a_client_was_started(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(failed_starts, "time", clock)
+    starts, pauses = FailedStarts(), []
+    for _ in range(8):
+        for _ in range(3):
+            starts.failed("refused", others_run=True)
+        begin = clock.now
+        while starts.is_pausing:
+            clock.now += 1.0
+        pauses.append(clock.now - begin)
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
+    starts.started()
+    starts.failed("refused", others_run=True)
+    clock.now += 2.0
+    assert not starts.is_pausing
+
+
+def test_three_clients_that_cannot_even_be_started_stop_the_study_with_the_scheduler_s_words(make):
+    study = make(jobs_at_once=3)
+    study.receiver.samples = 1  # of earlier clients: that the solver works does not make it start
+    study.step()
+    for simulation_id in range(3):
+        study.launcher.update(f"{simulation_id}.1", State.ERROR, None, REFUSED)
+    with pytest.raises(FatalError) as error:
+        study.step()
+    text = str(error.value)
+    for part in ("3 clients in a row could not be started", "simulation 2", REFUSED, "scheduler_arg_client"):
+        assert part in text
+    for part in ("stderr", "by hand", "crash"):
+        assert part not in text
 
 
 def test_without_fault_tolerance_a_failed_client_ends_the_study(make):

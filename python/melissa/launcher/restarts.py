@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from melissa.scheduler.job import Job
+from melissa.scheduler.job import Job, State
 
 __all__ = ["Restarts"]
 
@@ -39,6 +39,8 @@ class Restarts:
         """Take note of a death; return why the server is not started again, None if it is."""
         if not self._is_allowed:
             return "launcher_config.fault_tolerance is false"
+        if server.state is State.ERROR:
+            return "the scheduler does not take it"
         if not self._has_registered and not _was_killed(server):
             return "it had not come up even once"
         self._fruitless = 0 if self._has_progressed else self._fruitless + 1

@@ -17,7 +17,7 @@ class State(enum.Enum):
     TERMINATED = 2
     """Ended with status 0."""
     ERROR = 3
-    """Could not be started, or the scheduler lost it; `Job.error` says why."""
+    """Could not be started; `Job.error` says why. No program of it has run."""
     FAILED = 4
     """Ended with another status or by a signal; a cancelled job ends here, too."""
 

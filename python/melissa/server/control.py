@@ -21,6 +21,7 @@ from melissa.server.checkpoint.study_state import StateRequests, StudyState
 from melissa.server.client_script import ClientScripts, command_line_token
 from melissa.server.ending import StudyEnding
 from melissa.server.extension_log import forward_extension_log
+from melissa.server.failed_starts import FailedStarts
 from melissa.server.figures import RankFigures, study_figures
 from melissa.server.link import Link
 from melissa.server.parameter_registry import ParameterRegistry, numeric_parameters, plain_list
@@ -138,6 +139,7 @@ class StudyControl:
         self._states = StateRequests(self._state)
         self._next_id = 0
         self._fruitless: list[str] = []  # how clients ended that ended before any step arrived
+        self._failed_starts = FailedStarts()
         self._refusals: deque[str] = deque(maxlen=5)
         self._cancelled_at: dict[int, float] = {}
         self._disconnected_at: dict[int, float] = {}
@@ -320,6 +322,8 @@ class StudyControl:
         if update.job_state is State.RUNNING:
             simulation.job_is_running = True
             simulation.job_since = time.monotonic()
+        if update.job_state is State.RUNNING or update.exit_code is not None:
+            self._failed_starts.started()
         if not update.job_state.is_final:
             return
         # What the client's last messages did is known to every receiver before its job can have ended.
@@ -332,7 +336,7 @@ class StudyControl:
     def _end_of_job(self, simulation: Simulation, update: JobUpdate) -> None:
         ending = describe_exit(update.exit_code)
         if update.job_state is State.ERROR:
-            ending = "could not be started, or was lost by the scheduler"
+            ending = "could not be started"
         if simulation.status is SimulationStatus.FINISHED:
             if update.job_state is not State.TERMINATED:
                 logger.warning(
@@ -354,15 +358,21 @@ class StudyControl:
             if simulation.steps_complete:
                 reason += f", after {simulation.steps_complete} time steps"
         text = f"client of simulation {simulation.id} (attempt {simulation.attempt}) {reason}"
-        details = self._details(simulation, update.error)
+        is_crash = update.job_state is not State.ERROR
+        says = "last lines of its stderr" if is_crash else "what the scheduler said"
+        details = self._details(simulation, says, update.error)
         simulation.cancelled_because = ""
-        simulation.failures += 1
-        simulation.failures_of_draw += 1
+        simulation.failures += is_crash
+        simulation.failures_of_draw += is_crash
         simulation.status = SimulationStatus.PLANNED
         self._receiver.abandon_attempt(simulation.id)
         logger.warning(text + details)
 
-        self._check_hope(simulation, text, details)
+        if is_crash:
+            self._check_hope(simulation, text, details)
+        else:
+            others_run = any(other.job_is_running for other in self._live_jobs())
+            self._failed_starts.failed(text + details, others_run=others_run)
         nb_time_steps = self._plan.nb_time_steps
         if self._plan.ignore_client_death:
             self._drop(simulation, "is given up; the study goes on without it (ignore_client_death)")
@@ -381,14 +391,12 @@ class StudyControl:
         else:
             self._to_resubmit.append(simulation)
 
-    def _details(self, simulation: Simulation, stderr: str) -> str:
+    def _details(self, simulation: Simulation, says: str, lines: str) -> str:
         text = ""
         if error := self._errors.pop(simulation.id, ""):
             text += f"\n  the server about its connection: {error}"
-        if stderr.strip():
-            text += "\n  last lines of its stderr:" + "".join(
-                f"\n    {line}" for line in stderr.strip().splitlines()
-            )
+        if lines.strip():
+            text += f"\n  {says}:" + "".join(f"\n    {line}" for line in lines.strip().splitlines())
         return text
 
     def _check_hope(self, simulation: Simulation, text: str, details: str) -> None:
@@ -481,15 +489,20 @@ class StudyControl:
         self._is_over = True
         self._listeners.reception_over()
         if self._ending.stop_reason is None and self._receiver.counters()["samples_received"] == 0:
-            last = f" The last one: {self._fruitless[-1]}" if self._fruitless else ""
             raise FatalError(
                 f"no time step arrived from any of the {self._plan.nb_simulations} simulations, so there is "
-                f"nothing to train on.{last}"
+                f"nothing to train on.{self._last_failure()}"
             )
+
+    def _last_failure(self) -> str:
+        last = self._fruitless[-1] if self._fruitless else self._failed_starts.last
+        return f" The last one: {last}" if last else ""
 
     # Asking for clients.
 
     def _submit(self) -> None:
+        if self._failed_starts.is_pausing:
+            return
         free = self._plan.jobs_at_once - len(self._live_jobs())
         while free > 0:
             if self._to_run_again:

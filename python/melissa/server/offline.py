@@ -139,8 +139,9 @@ class OfflineControl(StudyControl):
         self._is_over = True
         self._listeners.reception_over()
         if self._ending.stop_reason is None and not self._has_proved_the_solver():
-            last = f" The last one: {self._fruitless[-1]}" if self._fruitless else ""
-            raise FatalError(f"none of the {self._plan.nb_simulations} simulations has ended well.{last}")
+            raise FatalError(
+                f"none of the {self._plan.nb_simulations} simulations has ended well.{self._last_failure()}"
+            )
 
     def _tell_progress(self, now: float) -> None:
         self._link.send(Progress(self._simulation_figures() | {"phase": self._progress.phase}))

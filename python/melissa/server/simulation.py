@@ -187,10 +187,11 @@ class SimulationStatus(enum.Enum):
 class Simulation:
     """What the server knows of one simulation.
 
-    `attempt` counts the starts of its client, from 1; `draw` the sets of parameters that it was given, from
-    0. `failures` counts all failed attempts, `failures_of_draw` those with its present parameters; `words`
-    are the parameters as its solver's command line has them. `given_up` says that it failed for good: one
-    that an early stop ends is dropped as well, and would run again after a restart.
+    `attempt` counts how often its client was asked for, from 1; `draw` the sets of parameters that it was
+    given, from 0. `failures` counts all attempts that were started and failed, `failures_of_draw` those with
+    its present parameters; `words` are the parameters as its solver's command line has them. `given_up` says
+    that it failed for good: one that an early stop ends is dropped as well, and would run again after a
+    restart.
     """
 
     simulation_id: int
