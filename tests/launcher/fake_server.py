@@ -222,6 +222,28 @@ def cancel():
     channel.send(Finished(0, REPORT).to_dict())
 
 
+def count_pings_while_a_client_is_submitted(slurm):
+    """Have sbatch of the Slurm of `slurm` answer only when the launcher has given signs of life meanwhile."""
+    closed = Path(slurm) / "closed.sbatch"
+    channel = open_channel()
+    register(channel)
+    closed.touch()
+    submit(channel, 0)
+    while len(list((Path(slurm) / "calls").glob("sbatch.*"))) < 2:
+        time.sleep(0.05)
+    pings = 0
+
+    def is_enough(received):
+        nonlocal pings
+        pings += isinstance(received, Ping)
+        return pings == 3
+
+    live_on(channel, until=is_enough)
+    closed.unlink()
+    wait_for_ends(channel, 1)
+    channel.send(Finished(0, REPORT).to_dict())
+
+
 def crash_at_import():
     raise ImportError("no module named torrrch")
 

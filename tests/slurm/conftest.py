@@ -44,7 +44,7 @@ def slurm_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def wait() -> Callable[..., None]:
     """Return what waits for a condition, for a while."""
 
-    def wait(condition: Callable[[], object], what: str = "", timeout: float = 30.0) -> None:
+    def wait(condition: Callable[[], object], what: str = "", timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"waited in vain for {what or condition}"

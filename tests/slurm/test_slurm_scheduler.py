@@ -1,6 +1,7 @@
 """The slurm scheduler on a real cluster of one node: states of jobs, their ranks, their ends."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +9,9 @@ import time
 
 import pytest
 
-from melissa.scheduler import slurm
 from melissa.scheduler.arguments import JobOptions
 from melissa.scheduler.factory import default_job_limit, make_scheduler, nb_server_ranks
 from melissa.scheduler.job import JobKind, JobRequest, State
-from melissa.scheduler.scheduler import SchedulerError
 from melissa.scheduler.slurm import SlurmScheduler
 
 
@@ -32,12 +31,16 @@ class Jobs:
         self.all.append(self.scheduler.submit(JobRequest("job", ["/bin/sh", "-c", command], **request)))
         return self.all[-1]
 
-    def wait(self, condition, timeout=30.0):
+    def wait(self, condition, timeout=60.0):
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, [(job.state, job.error) for job in self.all]
             time.sleep(0.05)
+            self.scheduler.ask()
             self.scheduler.poll(self.all)
+
+    def wait_for_numbers(self):
+        self.wait(lambda: all(job.number is not None for job in self.all))
 
     def wait_for_end(self, job):
         self.wait(lambda: not job.is_alive)
@@ -95,6 +98,7 @@ def test_a_wrapper_stands_before_the_command_and_another_launcher_in_the_place_o
 def test_a_job_that_waits_for_room_is_waiting_and_can_be_cancelled(start, slurm_cluster):
     jobs = start("-n", "8")
     first, second = jobs.submit("sleep 1000"), jobs.submit("sleep 1000")
+    jobs.wait_for_numbers()
     jobs.wait(lambda: first.state is State.RUNNING)
     assert second.state is State.WAITING
     jobs.scheduler.cancel([second], 1.0)
@@ -133,75 +137,45 @@ def test_a_rank_that_fails_ends_the_others(start):
     assert job.state is State.FAILED
 
 
-def test_a_state_that_is_not_known_is_not_the_end(start, monkeypatch, caplog):
-    jobs = start()
-    job = jobs.submit("sleep 1000")
-    told = f"{job.number} EXPEDITING 0 \n"
-    with monkeypatch.context() as patched:
-        patched.setattr(slurm, "run_command", lambda command: told)
-        for _ in range(2):
-            assert jobs.scheduler.poll([job]) == []
-    assert job.is_alive
-    assert caplog.text.count("is EXPEDITING, which is not known") == 1
-
-
 def test_close_ends_everything(start, slurm_cluster):
     jobs = start()
     for _ in range(3):
         jobs.submit("sleep 1000")
+    jobs.wait_for_numbers()
     jobs.scheduler.close(0.5)
     assert slurm_cluster.run("squeue", "-h") == ""
 
 
 def test_a_job_that_slurm_refuses_says_why(start):
-    job = start("--partition=no-such").submit("exit 0")
-    jobs = start()
-    jobs.all.append(job)
+    jobs = start("--partition=no-such")
+    job = jobs.wait_for_end(jobs.submit("exit 0"))
     assert job.state is State.ERROR
     assert "cannot submit it: sbatch" in job.error
     assert "no-such" in job.error or "partition" in job.error
 
 
-def test_one_poll_is_one_question_for_all_jobs(start, monkeypatch):
-    jobs = start()
-    for _ in range(5):
-        jobs.submit("sleep 1000")
-    asked, run = [], slurm.run_command
-    with monkeypatch.context() as patched:
-        patched.setattr(slurm, "run_command", lambda command: asked.append(command[0]) or run(command))
-        jobs.scheduler.poll(jobs.all)
-    assert asked == ["squeue"]
+NO_ANSWER = """\
+#!/bin/sh
+echo "$@" >> {folder}/calls
+[ "$(wc -l < {folder}/calls)" = 1 ] || exec {sbatch} "$@"
+{first}
+kill -9 $$
+"""
 
 
-def test_a_controller_that_does_not_answer_changes_no_state(start, monkeypatch):
-    def fail(command):
-        raise slurm.CommandError("squeue: timed out")
-
-    jobs = start()
-    job = jobs.submit("sleep 1000")
-    with monkeypatch.context() as patched:
-        patched.setattr(slurm, "run_command", fail)
-        assert jobs.scheduler.poll([job]) == []
-        assert job.is_alive
-        patched.setattr(slurm, "_SILENCE_LIMIT", 0.0)
-        with pytest.raises(SchedulerError, match="has not answered for 0 s: squeue: timed out"):
-            jobs.scheduler.poll([job])
-
-
-def test_a_job_that_slurm_has_forgotten_has_failed_in_an_unknown_way(start, monkeypatch):
-    jobs = start()
-    job = jobs.submit("sleep 1000")
-    with monkeypatch.context() as patched:
-        patched.setattr(slurm, "run_command", lambda command: "")
-        assert jobs.scheduler.poll([job]) == [job]
-    assert (job.state, job.exit_code) == (State.FAILED, None)
-    assert "forgotten by slurm" in job.error
-
-
-def test_accounting_tells_how_a_job_ended_where_there_is_one(monkeypatch):
-    told = "7|CANCELLED by 0|0:15\n8|COMPLETED|0:0\n9|FAILED|3:0\n"
-    monkeypatch.setattr(slurm, "run_command", lambda command: told)
-    assert slurm._accounted(["7"]) == {"7": ("CANCELLED", 15), "8": ("COMPLETED", 0), "9": ("FAILED", 3 << 8)}
+@pytest.mark.parametrize(("first", "calls"), [('{sbatch} "$@" >&2', 1), ("", 2)])
+def test_a_job_whose_sbatch_gave_no_answer_runs_once(start, tmp_path, monkeypatch, first, calls):
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    sbatch = shutil.which("sbatch")
+    program.write_text(NO_ANSWER.format(folder=tmp_path, sbatch=sbatch, first=first.format(sbatch=sbatch)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    jobs = start("-J mine")
+    job = jobs.wait_for_end(jobs.submit("echo run >> runs"))
+    assert (job.state, job.exit_code) == (State.TERMINATED, 0)
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert (tmp_path / "calls").read_text().count("\n") == calls
 
 
 SUBMIT_AND_WAIT = """
@@ -214,6 +188,9 @@ scheduler = SlurmScheduler()
 scheduler.start()
 for command in ("sleep 1000", "sleep 1001"):
     job = scheduler.submit(JobRequest("job", ["/bin/sh", "-c", command], Path(sys.argv[1])))
+while job.number is None:
+    time.sleep(0.05)
+    scheduler.poll([job])
 print(job.state, flush=True)
 time.sleep(1000)
 """

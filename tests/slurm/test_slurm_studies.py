@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from melissa.scheduler.slurm import _GUARD
+from melissa.scheduler import slurm_guard
 
 ENDLESS = """
 declare()
@@ -76,7 +76,7 @@ def test_server_and_clients_end_by_themselves_when_nobody_is_left_to_cancel_them
     study.configure({"study_options.nb_time_steps": None})
     launcher = study.start()
     study.wait_for_mark("sent.0")
-    os.kill(study.process(_GUARD), signal.SIGKILL)
+    os.kill(study.process(slurm_guard.SCRIPT), signal.SIGKILL)
     launcher.kill()
     wait(lambda: slurm_cluster.run("squeue", "-h") == "", "an empty queue")
     assert "the launcher is gone" in study.server_log

@@ -207,7 +207,7 @@ class Launcher:
         """Start the server and turn the loop until all has ended."""
         launcher_config = self._config["launcher_config"]
         self._scheduler = make_scheduler(launcher_config)
-        self._poll_period = float(launcher_config["timer_delay"])
+        self._question_period = float(launcher_config["timer_delay"])
         key = self._folder.create_key()
         with (
             SignalWatch() as self._signals,
@@ -258,7 +258,7 @@ class Launcher:
         )
         self._server_is_saving = False
         self._server = self._scheduler.submit(request)
-        self._next_poll = time.monotonic()
+        self._next_question = time.monotonic()
         logger.info(f"server submitted, the launcher listens at {self._listener.address}")
         self._view.restart(self._folder.epoch - 1)
         self._server_submitted, self._next_reminder = time.monotonic(), FIRST_REMINDER
@@ -319,8 +319,7 @@ class Launcher:
             self._selector.modify(self._channel, events)
         if self._is_server_watched:
             wakes.append(self._server_heard + 2 * self._server_timeout)
-        if self._scheduler.fileno() is None:
-            wakes.append(self._next_poll)
+        wakes.append(self._next_question)
         self._selector.select(max(0.0, min(wakes) - now))
 
         for number in self._signals.received():
@@ -380,10 +379,9 @@ class Launcher:
     # ---- jobs ----
 
     def _poll_jobs(self) -> None:
-        if self._scheduler.fileno() is None:
-            if time.monotonic() < self._next_poll:
-                return
-            self._next_poll = time.monotonic() + self._poll_period
+        if time.monotonic() >= self._next_question:
+            self._next_question = time.monotonic() + self._question_period
+            self._scheduler.ask()
         for job in self._scheduler.poll([self._server, *self._clients.alive]):
             if job is self._server:
                 self._on_server_job(job)

@@ -16,7 +16,11 @@ class SchedulerError(FatalError):
 
 
 class Scheduler(ABC):
-    """Starts jobs, tells how they are, ends them. One thread calls its methods; they do not wait for jobs."""
+    """Starts jobs, tells how they are, ends them.
+
+    One thread calls its methods. But for `close` they wait for nothing: neither for jobs, nor for the
+    commands of a cluster.
+    """
 
     name: ClassVar[str]
     """How `launcher_config.scheduler` calls it."""
@@ -54,15 +58,18 @@ class Scheduler(ABC):
 
     @abstractmethod
     def submit(self, request: JobRequest) -> Job:
-        """Submit a job. That it cannot be started is no exception: its state becomes ERROR."""
+        """Submit a job, or queue it for that. That it cannot be started is no exception: it ends in ERROR."""
 
+    @abstractmethod
     def fileno(self) -> int | None:
-        """A descriptor that is readable when `poll` has news, or None: poll every `timer_delay` seconds."""
-        return None
+        """Return a descriptor that is readable when `poll` has news; None when nothing is started."""
+
+    def ask(self) -> None:  # noqa: B027 - a scheduler that hears of every change has nothing to ask for
+        """Begin to ask how the jobs are, where nobody tells that by himself: called every `timer_delay`."""
 
     @abstractmethod
     def poll(self, jobs: Iterable[Job]) -> list[Job]:
-        """Bring the states of `jobs` up to date; return those that changed. `SchedulerError` if it cannot."""
+        """Take the news of `jobs`; return those that have changed. `SchedulerError` if it cannot go on."""
 
     @abstractmethod
     def cancel(self, jobs: Iterable[Job], grace: float) -> None:

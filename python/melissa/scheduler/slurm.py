@@ -2,22 +2,31 @@
 
 In an allocation (``salloc``, or a launcher that is itself a batch job) jobs are steps of it instead, by
 ``srun`` alone: see `slurm_steps`.
+
+The launcher's loop never waits for Slurm. Each of Slurm's programs has a thread of its own, which runs one
+command after another and knows nothing of jobs (`slurm_commands`). What a command told is taken by `poll`, in
+the launcher's thread, which alone touches jobs. `submit` queues (`slurm_submissions`), `ask` begins a
+question for the states of all jobs, `cancel` begins to end them; `close` alone waits. The guard ends what a
+launcher that is gone has left (`slurm_guard`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from melissa.scheduler.arguments import JobOptions, count_option, names_any
 from melissa.scheduler.job import Job, JobKind, JobRequest, State
 from melissa.scheduler.scheduler import Scheduler, SchedulerError
+from melissa.scheduler.slurm_commands import Command, CommandError, Lanes, Patience
+from melissa.scheduler.slurm_guard import Guard
+from melissa.scheduler.slurm_submissions import NAME_WIDTH, Submission, Submissions
 from melissa.utility.addresses import host_name
 
 logger = logging.getLogger("melissa")
@@ -26,12 +35,9 @@ LAUNCHERS = ("srun", "mpiexec", "mpirun")
 KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"
 """A rank that dies ends the others, as under mpiexec; one of the user's that comes later holds."""
 
-_COMMAND_TIMEOUT = 60.0
 _KILL_PAUSE = 10.0
 _IMPATIENCE = 5.0
-_SILENCE_LIMIT = 900.0
-"""Seconds without an answer of Slurm's controller after which the study ends: it may be started anew."""
-_WARNING_PERIOD = 60.0
+_CLOSE_PAUSE = 0.2
 _TAIL_SIZE = 1 << 14
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _LIVE = ("RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
@@ -50,8 +56,18 @@ _FINAL = (
     "TIMEOUT",
 )
 _FORGOTTEN = "forgotten by Slurm"
-# Ends all jobs whose numbers it was told when the launcher is gone, however that ended.
-_GUARD = 'while read -r job; do jobs="$jobs $job"; done; [ -z "$jobs" ] || exec scancel --quiet $jobs'
+
+
+class _Row(NamedTuple):
+    """What Slurm says of a job: its state, its wait status, and the end of its name."""
+
+    state: str
+    status: int
+    mark: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _FINAL
 
 
 def slurm_ranks(options: JobOptions) -> int | None:
@@ -80,7 +96,7 @@ def words(arguments: Iterable[str]) -> list[str]:
 
 
 class SlurmScheduler(Scheduler):
-    """Submits batch jobs by ``sbatch``, polls them by ``squeue``, ends them by ``scancel``."""
+    """Submits batch jobs by ``sbatch``, asks for their states by ``squeue``, ends them by ``scancel``."""
 
     name = "slurm"
     wants_arguments = True
@@ -89,23 +105,29 @@ class SlurmScheduler(Scheduler):
     def __init__(self, options: Mapping[JobKind, JobOptions] | None = None) -> None:
         """Make a scheduler; nothing runs before `start`."""
         super().__init__(options)
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard = Guard()
+        self._is_started = False
         self._jobs: dict[str, Job] = {}  # by Slurm's number
-        self._refused: list[Job] = []  # not submitted, and not reported yet
+        self._changed: dict[Job, None] = {}  # and not reported yet, in order
         self._kill_at: dict[str, float] = {}
+        self._scancels = 0  # begun, and not ended
+        self._is_asking = False
+        self._patience = Patience("Slurm does not tell the states of jobs")
         self._unknown_states: set[str] = set()
         self._stderr_start: dict[str, int] = {}  # bytes that earlier attempts left in the file
-        self._heard = self._next_warning = time.monotonic()
 
     def start(self, keep_open: Sequence[int] = ()) -> None:
-        """Start the guard, which cancels what is left when this process is gone."""
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=tuple(keep_open),
+        """Start the guard, and the threads that wait for Slurm."""
+        self._guard.start(keep_open)
+        self._lanes = Lanes("sbatch", "squeue", "scancel")
+        self._submissions = Submissions(
+            self._lanes,
+            self._guard,
+            taken=self._taken,
+            ended=self._end,
+            is_crowded=lambda: any(job.request.kind is JobKind.CLIENT for job in self._jobs.values()),
         )
+        self._is_started = True
 
     def launcher_host(self) -> str:
         """Return this machine's name: jobs run on others."""
@@ -117,7 +139,7 @@ class SlurmScheduler(Scheduler):
         return slurm_ranks(options)
 
     def submit(self, request: JobRequest) -> Job:
-        """Hand a batch script to ``sbatch``."""
+        """Queue a batch script for ``sbatch``."""
         job = Job(request)
         stderr = self._stderr(request)
         command = [
@@ -126,7 +148,6 @@ class SlurmScheduler(Scheduler):
             "--no-requeue",  # a job that runs again by itself would be one attempt twice
             "--export=ALL",
             "--open-mode=append",
-            f"--job-name=melissa-{request.name}",
             f"--chdir={request.directory}",
             f"--output={_verbatim(request.stdout or os.devnull)}",
             f"--error={_verbatim(stderr)}",
@@ -135,25 +156,27 @@ class SlurmScheduler(Scheduler):
         try:
             stderr.parent.mkdir(exist_ok=True)
             start = stderr.stat().st_size if stderr.exists() else 0
-            told = run_command(command, stdin=self._script(request))
-        except (OSError, CommandError) as error:
+        except OSError as error:
             job.state, job.error = State.ERROR, f"cannot submit it: {error}"
-            self._refused.append(job)
+            self._end(job)
             return job
-        job.number = told.strip().partition(";")[0]
-        self._jobs[job.number] = job
-        self._stderr_start[job.number] = start
-        self._tell_guard(job.number)
+        self._submissions.add(Submission(job, command, self._script(request), start))
         return job
 
-    def _tell_guard(self, number: str) -> None:
-        assert self._guard is not None
-        assert self._guard.stdin is not None
-        try:
-            self._guard.stdin.write(f"{number}\n".encode())
-            self._guard.stdin.flush()
-        except OSError:
-            logger.warning(f"nobody will cancel job {number} if the launcher is killed: its guard has died")
+    def _taken(self, submission: Submission, number: str) -> None:
+        """Take note of the number that Slurm has given to a job."""
+        job = submission.job
+        job.number = number
+        self._jobs[number] = job
+        self._stderr_start[number] = submission.stderr_start
+        logger.debug(f"{job.name} is submitted: job {number}")
+        if submission.grace is not None:
+            self.cancel([job], submission.grace)
+
+    def _end(self, job: Job) -> None:
+        """Have a job reported that has ended without Slurm's doing."""
+        self._changed[job] = None
+        self._lanes.wake()
 
     def _script(self, request: JobRequest) -> str:
         launcher, wrapper = self._options[request.kind].launched_by(LAUNCHERS, "srun")
@@ -176,46 +199,79 @@ class SlurmScheduler(Scheduler):
     def _stderr(self, request: JobRequest) -> Path:
         return request.stderr or request.directory / ".melissa" / f"{request.name}.err"
 
+    def fileno(self) -> int | None:
+        """Return the descriptor that says that a command has told something."""
+        return self._lanes.fileno() if self._is_started else None
+
+    def ask(self) -> None:
+        """Begin to ask once for the states of all jobs, unless an answer is still to come."""
+        if self._is_asking:
+            return
+        if not (self._jobs or self._submissions.unknown):
+            self._patience.end()  # nobody is waited for
+            return
+        self._is_asking = True
+        self._submissions.look()
+        known = frozenset(self._jobs)
+        columns = f"JobID:24,State:24,exit_code:24,Name:{NAME_WIDTH}"
+        asked = Command(["squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-O", columns])
+        self._lanes.run("squeue", asked.run, lambda told: self._told(told, known))
+
     def poll(self, jobs: Iterable[Job]) -> list[Job]:
-        """Ask once for the states of all jobs."""
-        changed, self._refused = self._refused, []
-        if self._jobs:
-            try:
-                found = self._ask()
-            except CommandError as error:
-                self._bear_silence(error)
-                return changed
-            self._heard = time.monotonic()
-            for number, job in list(self._jobs.items()):
-                if self._update(number, job, found.get(number)):
-                    changed.append(job)
-            self._kill_late_ones()
+        """Take what Slurm has told; return the jobs whose states have changed by that."""
+        self._lanes.take()
+        self._submissions.go_on()
+        self._kill_late_ones()
         asked = set(jobs)
+        changed, self._changed = self._changed, {}
         return [job for job in changed if job in asked]
 
-    def _bear_silence(self, error: CommandError) -> None:
-        now = time.monotonic()
-        silence = now - self._heard
-        if silence > _SILENCE_LIMIT:
-            raise SchedulerError(f"Slurm has not answered for {silence:.0f} s: {error}") from None
-        if now >= self._next_warning:
-            self._next_warning = now + _WARNING_PERIOD
-            logger.warning(f"Slurm does not tell the states of jobs, for {silence:.0f} s now: {error}")
+    def _told(self, told: str | CommandError, known: frozenset[str]) -> None:
+        """Take the answer of squeue; jobs in `known` were there when it was asked."""
+        self._is_asking = False
+        if isinstance(told, CommandError):
+            self._patience.bear(told)
+            return
+        self._patience.end()
+        found = _rows(told)
+        # Of two jobs with one mark the live one is it.
+        ended_first = sorted(found.items(), key=lambda item: not item[1].has_ended)
+        self._submissions.seen({row.mark: number for number, row in ended_first})
+        self._cancel_strays(found)
+        for number, job in list(self._jobs.items()):
+            if (row := found.get(number)) is not None:
+                self._update(number, job, row)
+        if forgotten := sorted(known & self._jobs.keys() - found.keys()):
+            self._is_asking = True
+            self._lanes.run("squeue", lambda: _accounted(forgotten), self._told_of_forgotten)
 
-    def _ask(self) -> dict[str, tuple[str, int]]:
-        """Return state and wait status of every job of this user that Slurm remembers."""
-        user = str(os.getuid())
-        lines = run_command(["squeue", "-h", "-t", "all", "-u", user, "-O", "JobID:24,State:24,exit_code:24"])
-        rows = [line.split() for line in lines.splitlines()]
-        found = {row[0]: (row[1], int(row[2])) for row in rows if len(row) == 3 and row[2].isdecimal()}
-        if forgotten := self._jobs.keys() - found.keys():
-            found |= _accounted(forgotten)
-        return found
+    def _told_of_forgotten(self, told: dict[str, _Row] | CommandError) -> None:
+        """Take what accounting says of jobs that squeue does not know any more."""
+        self._is_asking = False
+        assert not isinstance(told, CommandError)
+        for number, row in told.items():
+            if (job := self._jobs.get(number)) is not None:
+                self._update(number, job, row)
 
-    def _update(self, number: str, job: Job, found: tuple[str, int] | None) -> bool:
-        """Bring a job up to date; say whether its state has changed."""
+    def _cancel_strays(self, found: Mapping[str, _Row]) -> None:
+        """End jobs of this launcher that nobody waits for: their sbatch was taken for failed."""
+        unknown = self._submissions.unknown
+        strays = {
+            number
+            for number, row in found.items()
+            if self._submissions.is_ours(row.mark) and not row.has_ended and number not in self._jobs
+            if unknown is None or row.mark != unknown.mark
+        }
+        for number in sorted(strays - self._kill_at.keys()):
+            logger.warning(f"job {number} came late: nobody waits for it, it is cancelled")
+            self._kill_at[number] = time.monotonic()
+        for number in self._kill_at.keys() - self._jobs.keys() - strays:
+            del self._kill_at[number]
+
+    def _update(self, number: str, job: Job, found: _Row) -> None:
+        """Bring a job up to date."""
         before = job.state
-        name, status = found or (_FORGOTTEN, 0)
+        name, status, _ = found
         if name in _WAITING:
             job.state = State.WAITING
         elif name in _LIVE:
@@ -233,8 +289,9 @@ class SlurmScheduler(Scheduler):
                 job.exit_code = os.waitstatus_to_exitcode(status)
             why = "" if name in ("COMPLETED", "FAILED", "CANCELLED") else f"\nSlurm: {name.lower()}"
             job.error = self._tail(number, job) + why
-            self._forget([job])
-        return job.state is not before
+            self._forget(number)
+        if job.state is not before:
+            self._changed[job] = None
 
     def _tail(self, number: str, job: Job) -> str:
         path = self._stderr(job.request)
@@ -249,16 +306,16 @@ class SlurmScheduler(Scheduler):
             return f"(its stderr cannot be read from {path}: {error.strerror})"
         return text
 
-    def _forget(self, jobs: Iterable[Job]) -> None:
-        gone = set(jobs)
-        for number in [number for number, job in self._jobs.items() if job in gone]:
-            del self._jobs[number]
-            self._kill_at.pop(number, None)
-            self._stderr_start.pop(number, None)
+    def _forget(self, number: str) -> None:
+        del self._jobs[number]
+        self._kill_at.pop(number, None)
+        self._stderr_start.pop(number, None)
+        self._submissions.room()
 
     def cancel(self, jobs: Iterable[Job], grace: float) -> None:
         """End jobs; what a later `poll` finds alive after `grace` is killed."""
         wanted = set(jobs)
+        self._submissions.cancel(wanted, grace)
         found = {number: job for number, job in self._jobs.items() if job in wanted}
         due = time.monotonic() + grace
         for number in found:
@@ -273,6 +330,8 @@ class SlurmScheduler(Scheduler):
         self._scancel([number for number in running if number not in under_srun], "--signal=TERM", "--full")
 
     def _kill_late_ones(self) -> None:
+        if self._scancels:
+            return  # Slurm does not even take what it was told before
         now = time.monotonic()
         late = [number for number, due in self._kill_at.items() if now >= due]
         self._scancel(late, "--signal=KILL", "--full")
@@ -281,65 +340,61 @@ class SlurmScheduler(Scheduler):
 
     def _scancel(self, numbers: Sequence[str], *options: str) -> None:
         if numbers:
-            # That a job has ended meanwhile is no failure, and one that goes on is seen by `poll`.
-            with contextlib.suppress(CommandError):
-                run_command(["scancel", "--quiet", *options, *numbers])
+            self._scancels += 1
+            wanted = Command(["scancel", "--quiet", *options, *numbers])
+            self._lanes.run("scancel", wanted.run, self._scancelled)
+
+    def _scancelled(self, told: str | CommandError) -> None:
+        self._scancels -= 1
+        if isinstance(told, CommandError):
+            # That a job has ended meanwhile is no failure, and one that goes on is told again.
+            logger.debug(f"{told}")
 
     def close(self, grace: float) -> None:
         """Cancel every job that is left, and wait for their end; not for long when there is no grace."""
+        if not self._is_started:
+            self._guard.end()
+            return
         deadline = time.monotonic() + (grace + self.END_TIMEOUT if grace > 0 else _IMPATIENCE)
+        self._submissions.cancel_all(grace)
         self.cancel(list(self._jobs.values()), grace)
-        while self._jobs and time.monotonic() < deadline:
-            time.sleep(0.2)
-            with contextlib.suppress(SchedulerError):
+        while (self._jobs or self._submissions) and time.monotonic() < deadline:
+            with suppress(SchedulerError):
+                self.ask()
                 self.poll([])
+            self._lanes.wait(_CLOSE_PAUSE)
         if self._jobs:
             logger.error(f"these jobs have not ended yet: {', '.join(self._jobs)} (see squeue)")
-        guard, self._guard = self._guard, None
-        if guard is not None and guard.stdin is not None:
-            with contextlib.suppress(OSError):
-                guard.stdin.close()
-            try:
-                guard.wait(_COMMAND_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                guard.kill()
-                guard.wait()
+        self._submissions.kill()
+        self._is_started = False
+        self._lanes.close()
+        self._guard.end()
 
 
-def _accounted(numbers: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Return state and wait status of jobs from Slurm's accounting; of none where a cluster keeps none."""
-    try:
-        lines = run_command(["sacct", "-nXP", "-o", "JobID,State,ExitCode", "-j", ",".join(sorted(numbers))])
-    except CommandError:
-        return {}
+def _rows(lines: str) -> dict[str, _Row]:
+    """Return what squeue tells of each job of this user that Slurm remembers, by its number."""
     found = {}
+    for line in lines.splitlines():
+        number, state, status, name = (*line.split(None, 3), "", "", "", "")[:4]
+        if status.isdecimal():
+            found[number] = _Row(state, int(status), name.strip().rpartition("-")[2])
+    return found
+
+
+def _accounted(numbers: Sequence[str]) -> dict[str, _Row]:
+    """Return what Slurm's accounting tells of jobs; where it knows nothing they are forgotten."""
+    found = dict.fromkeys(numbers, _Row(_FORGOTTEN, 0))
+    try:
+        lines = Command(["sacct", "-nXP", "-o", "JobID,State,ExitCode", "-j", ",".join(numbers)]).run()
+    except CommandError:
+        return found  # a cluster may keep none
     for number, state, code in (line.split("|") for line in lines.splitlines() if line.count("|") == 2):
         status, _, signal_number = code.partition(":")
-        if status.isdecimal() and signal_number.isdecimal() and state:
-            found[number] = state.split()[0], int(status) << 8 | int(signal_number)
+        if status.isdecimal() and signal_number.isdecimal() and state and number in found:
+            found[number] = _Row(state.split()[0], int(status) << 8 | int(signal_number))
     return found
 
 
 def _verbatim(path: Path | str) -> str:
     """Return the name of a file as sbatch, to which ``%`` means something, has it."""
     return str(path).replace("%", "%%")
-
-
-class CommandError(Exception):
-    """A command of Slurm that failed; the text is what it said."""
-
-
-def run_command(command: Sequence[str], stdin: str = "") -> str:
-    """Return what a command of Slurm prints; `CommandError` where it fails or does not answer."""
-    try:
-        told = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False
-        )
-    except OSError as error:
-        raise CommandError(f"{command[0]}: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"{command[0]} has not answered within {_COMMAND_TIMEOUT:g} s") from None
-    if told.returncode != 0:
-        said = told.stderr.strip() or f"ended with status {told.returncode}"
-        raise CommandError(f"{command[0]}: {said}")
-    return told.stdout

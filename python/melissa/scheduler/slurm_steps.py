@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from melissa.scheduler.arguments import JobOptions, names_any
 from melissa.scheduler.job import Job, JobKind, JobRequest
 from melissa.scheduler.local import LocalScheduler
-from melissa.scheduler.slurm import (
-    KILL_ON_BAD_EXIT,
-    LAUNCHERS,
-    CommandError,
-    is_srun,
-    run_command,
-    slurm_ranks,
-    words,
-)
+from melissa.scheduler.slurm import KILL_ON_BAD_EXIT, LAUNCHERS, is_srun, slurm_ranks, words
+from melissa.scheduler.slurm_commands import Command, CommandError, Lanes
 from melissa.utility.addresses import host_name
 
 logger = logging.getLogger("melissa")
@@ -40,6 +34,31 @@ class SlurmStepScheduler(LocalScheduler):
     name = "slurm"
     wants_arguments = True
     END_TIMEOUT = 60.0
+
+    def __init__(self, options: Mapping[JobKind, JobOptions] | None = None) -> None:
+        """Make a scheduler; nothing runs before `start`."""
+        super().__init__(options)
+        self._lanes: Lanes | None = None
+        self._news: select.epoll | None = None
+
+    def start(self, keep_open: Sequence[int] = ()) -> None:
+        """Start the supervisor, and the thread that waits for Slurm."""
+        super().start(keep_open)
+        assert self._socket is not None
+        self._lanes = Lanes("steps")
+        self._news = select.epoll()
+        self._news.register(self._socket, select.EPOLLIN)
+        self._news.register(self._lanes, select.EPOLLIN)
+
+    def fileno(self) -> int | None:
+        """Return what is readable when the supervisor or Slurm has told something."""
+        return None if self._news is None else self._news.fileno()
+
+    def poll(self, jobs: Iterable[Job]) -> list[Job]:
+        """Take what Slurm has told of steps, and what the supervisor has reported."""
+        if self._lanes is not None:
+            self._lanes.take()
+        return super().poll(jobs)
 
     def launcher_host(self) -> str:
         """Return this machine's name: steps may run on others."""
@@ -65,28 +84,20 @@ class SlurmStepScheduler(LocalScheduler):
 
     def cancel(self, jobs: Iterable[Job], grace: float) -> None:
         """End jobs: Slurm hands SIGTERM to their tasks, which an srun that gets it itself kills at once."""
-        wanted = list(jobs)
-        running = [job for job in wanted if job.is_alive]
-        told = self._tell_steps(running) if grace > 0 else []
-        self._end(told, grace, told=True)
-        self._end([job for job in running if job not in told], grace, told=False)
+        running = [job for job in jobs if job.is_alive]
+        if not running or grace <= 0 or self._lanes is None:
+            self._end(running, grace, told=False)
+            return
+        names = {job: self._step_name(job.request) for job in running}
+        self._lanes.run("steps", lambda: _tell_steps(names), lambda told: self._told(running, told, grace))
 
-    def _tell_steps(self, jobs: Sequence[Job]) -> list[Job]:
-        """Send SIGTERM to the tasks of jobs; return those that have a step, and so have got it."""
-        if not jobs:
-            return []
-        try:
-            lines = run_command(
-                ["squeue", "-h", "-s", "-j", os.environ["SLURM_JOB_ID"], "-O", "StepID:40,StepName:200"]
-            )
-            steps = {words[1]: words[0] for words in map(str.split, lines.splitlines()) if len(words) == 2}
-            found = {job: steps[name] for job in jobs if (name := self._step_name(job.request)) in steps}
-            if found:
-                run_command(["scancel", "--quiet", "--signal=TERM", *found.values()])
-        except CommandError as error:
-            logger.warning(f"steps cannot be told to end, so their tasks are killed: {error}")
-            return []
-        return list(found)
+    def _told(self, jobs: Sequence[Job], told: list[Job] | CommandError, grace: float) -> None:
+        """Have the supervisor do the rest: SIGKILL for jobs that were `told` to end, all for the others."""
+        if isinstance(told, CommandError):
+            logger.warning(f"steps cannot be told to end, so their tasks are killed: {told}")
+            told = []
+        self._end(told, grace, told=True)
+        self._end([job for job in jobs if job not in told], grace, told=False)
 
     def close(self, grace: float) -> None:
         """End every job that is left, as `cancel` does, and wait for that."""
@@ -96,6 +107,10 @@ class SlurmStepScheduler(LocalScheduler):
             time.sleep(0.05)
             self.poll([])
         super().close(0.0)
+        if self._lanes is not None and self._news is not None:
+            self._lanes.close()
+            self._news.close()
+            self._lanes = self._news = None
 
     def _command_line(self, request: JobRequest) -> list[str]:
         options = self._options[request.kind]
@@ -108,3 +123,14 @@ class SlurmStepScheduler(LocalScheduler):
             if not names_any((*launcher, *arguments), _SHARINGS):
                 arguments.insert(0, "--exact")  # its own cores and no others, so that steps run side by side
         return [*launcher, *arguments, *wrapper, *request.command]
+
+
+def _tell_steps(names: Mapping[Job, str]) -> list[Job]:
+    """Send SIGTERM to the tasks of jobs, by their steps' names; return those that have one, and got it."""
+    columns = ["-O", "StepID:40,StepName:200"]
+    lines = Command(["squeue", "-h", "-s", "-j", os.environ["SLURM_JOB_ID"], *columns]).run()
+    steps = {words[1]: words[0] for words in map(str.split, lines.splitlines()) if len(words) == 2}
+    found = {job: steps[name] for job, name in names.items() if name in steps}
+    if found:
+        Command(["scancel", "--quiet", "--signal=TERM", *found.values()]).run()
+    return list(found)
