@@ -24,6 +24,7 @@ from melissa.launcher import message
 from melissa.launcher.client_jobs import ClientJobs
 from melissa.launcher.console import StudyConsole
 from melissa.launcher.restarts import Restarts
+from melissa.launcher.server_channel import ServerChannel
 from melissa.launcher.server_job import server_request
 from melissa.launcher.signals import SignalWatch
 from melissa.launcher.study_folder import StudyFolder
@@ -33,7 +34,7 @@ from melissa.launcher.wording import duration
 from melissa.scheduler.factory import make_scheduler, nb_server_ranks
 from melissa.scheduler.job import Job, State
 from melissa.scheduler.scheduler import SchedulerError
-from melissa.utility.channel import Channel, ChannelClosed, Listener
+from melissa.utility.channel import Listener
 from melissa.utility.logger import ON_TERMINAL, configure_logger
 from melissa.utility.process import describe_exit, last_lines
 
@@ -47,7 +48,6 @@ REGISTER_TIMEOUT = 1800.0
 """Seconds that a connected server has for registering: it imports and constructs the user's class then."""
 FIRST_REMINDER = 30.0
 """Seconds after which the launcher says that it still waits for the server; then ever less often."""
-PING_PERIOD = 2.0
 STOP_TIMEOUT = 10.0
 """Seconds that a server which was asked to stop, or has failed, has for ending by itself.
 
@@ -143,10 +143,6 @@ class Launcher:
         self._ending: Ending | None = None
         self._report: dict[str, Any] | None = None
         self._restarts = Restarts(bool(config_dict["launcher_config"]["fault_tolerance"]))
-        self._channel: Channel | None = None
-        self._heartbeat: Channel | None = None
-        self._server_heard = 0.0
-        self._server_pinged = 0.0
         self._server_is_saving = False
         self._stop_began = 0.0
         self._signals_seen = 0
@@ -214,6 +210,7 @@ class Launcher:
             Listener(self._scheduler.launcher_host(), key, self._folder.epoch) as self._listener,
             selectors.DefaultSelector() as self._selector,
         ):
+            self._channel = ServerChannel(self._selector, self._server_timeout, self._on_channel_lost)
             try:
                 self._scheduler.start(keep_open=[self._folder.lock])
                 for source in (self._signals, self._listener):
@@ -225,8 +222,7 @@ class Launcher:
                     self._turn()
             finally:
                 self._scheduler.close(END_GRACE if self._signals_seen < 2 else 0.0)
-                if self._channel is not None:
-                    self._channel.close()
+                self._channel.close()
 
     def _start_server(self) -> None:
         environment = self._environment | {
@@ -313,12 +309,9 @@ class Launcher:
             wakes.append(self._phase_deadline[0])
         if (deadline := self._listener.deadline) is not None:
             wakes.append(deadline)
-        if self._channel is not None:
-            wakes.append(self._next_ping)
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._channel.unsent else 0)
-            self._selector.modify(self._channel, events)
+        wakes += self._channel.before_select()
         if self._is_server_watched:
-            wakes.append(self._server_heard + 2 * self._server_timeout)
+            wakes.append(self._channel.silent_at)
         wakes.append(self._next_question)
         self._selector.select(max(0.0, min(wakes) - now))
 
@@ -327,26 +320,20 @@ class Launcher:
         self._poll_jobs()
         self._accept()
         self._hear_server()
-        self._hear_heartbeat()
+        self._channel.hear_heartbeat()
         self._look_at_clocks()
-
-    @property
-    def _next_ping(self) -> float:
-        return self._server_pinged + min(PING_PERIOD, self._server_timeout / 4)
 
     @property
     def _is_server_watched(self) -> bool:
         """Whether silence of the server is its death: while it is connected and not about to end."""
-        return self._channel is not None and self._phase in (Phase.STARTING, Phase.RUNNING)
+        return self._channel.is_open and self._phase in (Phase.STARTING, Phase.RUNNING)
 
     def _look_at_clocks(self) -> None:
         now = time.monotonic()
-        if self._channel is not None and now >= self._next_ping:
-            self._server_pinged = now
-            self._tell_server(message.Ping())
-        if self._is_server_watched and now - self._server_heard > 2 * self._server_timeout:
+        self._channel.ping()
+        if self._is_server_watched and self._channel.is_silent:
             self._server_died(
-                f"nothing has come from the server for {now - self._server_heard:.0f} s, more than twice the "
+                f"nothing has come from the server for {self._channel.silence:.0f} s, more than twice the "
                 f"server_timeout ({self._server_timeout:g} s)"
             )
         waited = now - self._server_submitted
@@ -370,8 +357,8 @@ class Launcher:
             return
         if self._phase in (Phase.STARTING, Phase.RUNNING, Phase.RESTARTING) and self._ending is None:
             self._conclude(status, f"interrupted by {name}")
-            if self._channel is not None:
-                self._tell_server(message.Stop(f"the launcher got {name}"))
+            if self._channel.is_open:
+                self._channel.tell(message.Stop(f"the launcher got {name}"))
                 self._let_server_end()
                 return
         self._end_jobs()
@@ -388,7 +375,7 @@ class Launcher:
             else:
                 update = self._clients.update(job)
                 if self._phase is not Phase.ENDING:
-                    self._tell_server(update)
+                    self._channel.tell(update)
         if self._all_gone():
             if self._phase is Phase.ENDING:
                 self._enter(Phase.ENDED)
@@ -398,7 +385,7 @@ class Launcher:
     def _on_server_job(self, job: Job) -> None:
         if job.is_alive:
             logger.info(f"the server's job is {job.state.name.lower()}, {job.identity}")
-            if job.state is State.RUNNING and self._phase is Phase.STARTING and self._channel is None:
+            if job.state is State.RUNNING and self._phase is Phase.STARTING and not self._channel.is_open:
                 self._enter(Phase.STARTING, CONNECT_TIMEOUT, self._server_never_registered)
             return
         how = "could not be started" if job.state is State.ERROR else describe_exit(job.exit_code)
@@ -425,67 +412,19 @@ class Launcher:
             logger.info(f"a server that is being ended came from {channel.peer}")
             channel.close()
             return
-        if channel.role == "heartbeat" and self._channel is not None and self._heartbeat is None:
-            self._heartbeat = channel
-            self._selector.register(channel, selectors.EVENT_READ)
-            return
-        if channel.role != "server" or self._channel is not None:
-            logger.warning(f"{channel.peer} came as {channel.role!r:.40}: one server alone is expected")
-            channel.close()
-            return
-        logger.info(f"the server has connected from {channel.peer}")
-        self._channel = channel
-        self._server_heard = time.monotonic()
-        self._selector.register(channel, selectors.EVENT_READ)
-        if self._phase is Phase.STARTING:
+        if self._channel.take(channel) and self._phase is Phase.STARTING:
             self._enter(Phase.STARTING, REGISTER_TIMEOUT, self._server_never_registered)
 
     def _hear_server(self, until: float | None = None) -> None:
         """Take the messages that are there; with `until` (monotonic), wait as long for the channel's end."""
-        while self._channel is not None:
-            try:
-                self._channel.flush()
-                received = self._channel.recv(0 if until is None else max(0.0, until - time.monotonic()))
-                if received is None:
-                    return
-                self._server_heard = time.monotonic()
-                self._take(message.decode(received))
-            except ChannelClosed as error:
-                self._lose_channel(str(error))
-            except ProtocolError as error:
-                self._lose_channel(str(error))
-                self._server_died(str(error))
+        try:
+            while (received := self._channel.receive(until)) is not None:
+                self._take(received)
+        except ProtocolError as error:
+            self._channel.lose(str(error))
+            self._server_died(str(error))
 
-    def _hear_heartbeat(self) -> None:
-        """Take note of the server's signs of life, which come when its interpreter is held up, too."""
-        while self._heartbeat is not None:
-            try:
-                if self._heartbeat.recv(0) is None:
-                    return
-                self._server_heard = time.monotonic()
-            except ChannelClosed:
-                self._drop_heartbeat()
-
-    def _drop_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._selector.unregister(self._heartbeat)
-            self._heartbeat.close()
-            self._heartbeat = None
-
-    def _tell_server(self, what: message.Message) -> None:
-        if self._channel is not None:
-            try:
-                self._channel.post(what.to_dict())
-            except ChannelClosed as error:
-                self._lose_channel(str(error))
-
-    def _lose_channel(self, reason: str) -> None:
-        assert self._channel is not None
-        logger.info(f"the channel to the server is closed: {reason}")
-        self._selector.unregister(self._channel)
-        self._channel.close()
-        self._channel = None
-        self._drop_heartbeat()
+    def _on_channel_lost(self, reason: str) -> None:
         if self._phase in (Phase.STARTING, Phase.RUNNING) and self._server.is_alive:
             # A server that dies closes its channel first; how its process ended says more.
             lost = f"the server has left the launcher ({reason}), but its process goes on"
@@ -508,7 +447,7 @@ class Launcher:
                     self._clients.ask(received)
             case message.CancelClient():
                 if (update := self._clients.cancel(received)) is not None:
-                    self._tell_server(update)
+                    self._channel.tell(update)
             case message.Failure(_, text, _, is_death=True):
                 self._server_died(text)
             case message.Failure(kind, text, traceback):
@@ -566,7 +505,7 @@ class Launcher:
         """End a server that does not end by itself, but for one that is writing a checkpoint."""
         now = time.monotonic()
         left = self._stop_began + self._stop_limit - now
-        is_heard = self._channel is not None and now - self._server_heard < 2 * self._server_timeout
+        is_heard = self._channel.is_open and not self._channel.is_silent
         if not (self._server_is_saving and is_heard):
             self._end_jobs()
         elif left > 0:
@@ -583,12 +522,12 @@ class Launcher:
         """Say how far a server is that has not registered yet."""
         if self._server.state is State.WAITING:
             return "its job waits for its start"
-        if self._channel is None:
+        if not self._channel.is_open:
             return f"its {self._server.identity} runs, but has not connected to the launcher"
         return "it has connected, and now imports and constructs the server class"
 
     def _server_never_registered(self) -> None:
-        limit = duration(CONNECT_TIMEOUT if self._channel is None else REGISTER_TIMEOUT)
+        limit = duration(REGISTER_TIMEOUT if self._channel.is_open else CONNECT_TIMEOUT)
         self._server_died(f"the server has not registered within {limit}: {self._server_standing()}")
 
     def _server_does_not_end(self) -> None:
@@ -610,8 +549,7 @@ class Launcher:
             return
         said = self._server_stderr()
         logger.warning(f"{reason}; all jobs are ended, then the server is started again\n{said}".rstrip())
-        if self._channel is not None:
-            self._lose_channel("the server is started again")
+        self._channel.lose("the server is started again")
         self._clients.cancel_all(END_GRACE)
         if self._server.is_alive:
             self._scheduler.cancel([self._server], END_GRACE)
