@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -436,12 +437,9 @@ def test_the_live_view_shows_the_study_and_errors_stand_below_it(study):
     assert "\x1b[?25h" in result.stdout  # the cursor is back
 
 
-def test_a_scheduler_without_a_descriptor_is_polled(study, monkeypatch):
-    class PolledScheduler(LocalScheduler):
-        def fileno(self):
-            return None
-
-    monkeypatch.setattr(launcher, "make_scheduler", lambda config: PolledScheduler())
+def run_with(study, monkeypatch, make_scheduler):
+    """Run a launcher in this process, with another scheduler."""
+    monkeypatch.setattr(launcher, "make_scheduler", make_scheduler)
     monkeypatch.setattr(launcher, "configure_logger", lambda *arguments, **options: None)
     monkeypatch.setenv("PYTHONPATH", study.packages)
     console = Console(file=io.StringIO())
@@ -452,8 +450,37 @@ def test_a_scheduler_without_a_descriptor_is_polled(study, monkeypatch):
         output_dir=study.output,
         console=console,
     ).run()
+    return status, console.file.getvalue()
+
+
+def raise_(error):
+    raise error
+
+
+def test_a_scheduler_without_a_descriptor_is_polled(study, monkeypatch):
+    class PolledScheduler(LocalScheduler):
+        def fileno(self):
+            return None
+
+    status, text = run_with(study, monkeypatch, lambda config: PolledScheduler())
     assert status == 0
-    assert "3/3 simulations" in console.file.getvalue()
+    assert "3/3 simulations" in text
+
+
+def test_ctrl_c_before_the_loop_hears_of_signals_is_an_interruption_too(study, monkeypatch):
+    status, text = run_with(study, monkeypatch, lambda config: raise_(KeyboardInterrupt()))
+    assert status == 130
+    assert "interrupted by SIGINT" in text
+    assert (study.state["state"], study.state["reason"]) == ("failed", "interrupted by SIGINT")
+
+
+def test_whatever_fails_is_written_down_and_raised_even_when_the_terminal_fails_too(study, monkeypatch):
+    view = SimpleNamespace(close=lambda state: raise_(OSError("no terminal")))
+    monkeypatch.setattr(launcher, "make_view", lambda console, name: view)
+    with pytest.raises(OSError, match="no terminal") as caught:
+        run_with(study, monkeypatch, lambda config: raise_(ZeroDivisionError("of the launcher")))
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert study.state["reason"] == "the launcher failed with ZeroDivisionError: of the launcher"
 
 
 @pytest.mark.parametrize(

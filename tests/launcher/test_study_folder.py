@@ -1,5 +1,6 @@
 """The output folder: who may use it, and what is removed of an earlier study."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from melissa.exceptions import FatalError
+from melissa.launcher import study_folder
 from melissa.launcher.study_folder import StudyFolder
 from melissa.utility.study_key import read_study_key
 
@@ -97,6 +99,19 @@ def test_a_live_study_keeps_others_out_whatever_they_want(folder, config):
         for detail in (str(folder.path), f"process {os.getpid()}", os.uname().nodename, "since 20"):
             assert detail in str(caught.value)
     folder.close()
+    other.open(config, overwrite=False)
+    other.close()
+
+
+def test_a_folder_that_could_not_be_opened_is_not_kept_locked(folder, config, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study_folder.os, "pwrite", fail)
+        with pytest.raises(FatalError, match="no space left"):
+            folder.open(config, overwrite=False)
+    other = StudyFolder(folder.path)
     other.open(config, overwrite=False)
     other.close()
 

@@ -185,15 +185,20 @@ class Launcher:
         except OSError as error:
             self._conclude(1, f"the launcher cannot go on: {error}")
             logger.exception("the launcher cannot go on", extra=ON_TERMINAL)
-        except BaseException as error:
+        except KeyboardInterrupt:
+            # Before or after the time in which the loop hears of signals.
+            self._conclude(128 + signal.SIGINT, "interrupted by SIGINT")
+        except Exception as error:
             self._conclude(1, f"the launcher failed with {type(error).__name__}: {error}")
             logger.exception("the launcher failed", extra=ON_TERMINAL)
             raise
         finally:
             ending = self._ending or Ending(1, "the study ended for no known reason")
             state = "finished" if ending.status == 0 else "failed"
-            self._view.close("interrupted" if ending.status > 1 else state)
-            self._folder.conclude(state, ending.reason)
+            try:
+                self._view.close("interrupted" if ending.status > 1 else state)
+            finally:
+                self._folder.conclude(state, ending.reason)
         self._show_end(ending, time.monotonic() - started)
         return ending.status
 

@@ -68,10 +68,10 @@ class StudyFolder:
         """
         try:
             self.own.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_lock()
             try:
+                self._take_lock()
                 self._begin(config_path, overwrite)
-            except BaseException:
+            except BaseException:  # whatever it is: a folder that is not used must not stay locked
                 self.close()
                 raise
         except OSError as error:
