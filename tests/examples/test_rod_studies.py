@@ -35,7 +35,6 @@ def launch(*arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "module", "network"),
     [("heat-jax", "jax", "network.npz"), ("heat-tensorflow", "tensorflow", "surrogate.keras")],

@@ -111,6 +111,7 @@ def test_each_rank_goes_on_where_its_checkpoint_was_written(two_ranks):
     assert two_ranks[0][14] != two_ranks[1][14]
 
 
+@pytest.mark.long
 def test_three_ranks_train_it_too(folder, one_rank):
     code = """
     from fed_tf import *
@@ -130,7 +131,7 @@ def test_three_ranks_train_it_too(folder, one_rank):
     assert_equal(first, alone, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_the_death_of_a_rank_ends_the_others_within_seconds(tmp_path, dying):
     code = f"""
     import os, signal

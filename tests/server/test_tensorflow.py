@@ -12,7 +12,6 @@ TESTS = Path(__file__).parents[1] / "tensorflow_alone"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
-@pytest.mark.timeout(250)
 def test_the_tests_of_what_needs_tensorflow_pass():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
     environment = os.environ | {"MELISSA_TENSORFLOW_ALONE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}

@@ -278,7 +278,7 @@ def mpiexec(monkeypatch):
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     program = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     assert program is not None, "there is no mpiexec"
-    return [program, "--oversubscribe", "-n", "3"]
+    return [program, "--oversubscribe", "--bind-to", "none", "-n", "3"]
 
 
 def test_the_ranks_of_parallel_solvers_send_parts_that_meet_in_a_sample(study, mpiexec):

@@ -135,7 +135,7 @@ def test_two_ranks_train_one_model_of_a_file_that_uses_keras_when_it_is_imported
     assert len(set(notes(on_two_ranks, 1, 0).values())) == 5, "each batch changes the weights"
 
 
-@pytest.mark.timeout(250)
+@pytest.mark.long
 def test_a_fault_of_one_rank_ends_both_with_its_cause(on_two_ranks):
     on_two_ranks.server(
         """
@@ -153,7 +153,7 @@ def test_a_fault_of_one_rank_ends_both_with_its_cause(on_two_ranks):
     assert "has lost the connection" not in told
 
 
-@pytest.mark.timeout(250)
+@pytest.mark.long
 def test_when_a_rank_is_killed_both_go_on_from_the_newest_checkpoint(on_two_ranks):
     study = on_two_ranks
     study.solver(SLOW_SOLVER)
