@@ -51,6 +51,10 @@ class Study:
         self.config_text = ""
         """What stands in the configuration's file, where it is to be no valid JSON."""
         self.launchers: list[subprocess.Popen[str]] = []
+        self.python = sys.executable
+        """What runs the launcher, and so the server."""
+        self.patience = SOON
+        """Seconds for each wait; TensorFlow alone takes many of them to be imported on a loaded machine."""
         self._mark = uuid.uuid4().hex
         self.solver(SOLVER)
         self.server(SERVER)
@@ -94,7 +98,7 @@ class Study:
         """Start the launcher."""
         text = "// a study of a test\n" + json.dumps(self.config, indent=1)
         self.config_path.write_text(self.config_text or text)
-        command = [sys.executable, "-m", "melissa.launcher", "--config_name", str(self.config_path)]
+        command = [self.python, "-m", "melissa.launcher", "--config_name", str(self.config_path)]
         launcher = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,
@@ -110,7 +114,7 @@ class Study:
     def wait(self, launcher: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         """Wait for the end of a launcher that ends by itself; no process of its study may be left then."""
         try:
-            stdout, stderr = launcher.communicate(timeout=SOON)
+            stdout, stderr = launcher.communicate(timeout=self.patience)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the study hangs\n{self.logs()}") from None
         left = [other for other in self.launchers if other.poll() is None]
@@ -138,7 +142,7 @@ class Study:
 
     def wait_until(self, condition: Callable[[], Any], what: str) -> None:
         """Wait until something has happened while the study runs."""
-        deadline = time.monotonic() + SOON
+        deadline = time.monotonic() + self.patience
         while not condition():
             running = any(launcher.poll() is None for launcher in self.launchers)
             assert running, f"the study ended before {what}\n{self.logs()}"
@@ -229,7 +233,7 @@ class Study:
 
     def wait_for_no_process(self) -> None:
         """Wait until nothing of the study is left."""
-        deadline = time.monotonic() + SOON
+        deadline = time.monotonic() + self.patience
         while left := self.processes():
             assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
             time.sleep(0.02)
