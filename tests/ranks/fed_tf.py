@@ -1,7 +1,9 @@
 """Servers of TensorFlow on several ranks, whose samples a test makes."""
 
+import contextlib
 import json
 import os
+import socket
 
 from feeding import SIZE, Feeding, configuration, train
 
@@ -13,9 +15,20 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
 
 def connect(comm):
-    """Do what melissa-server does before it imports the study's file."""
+    """Do what melissa-server does before it imports the study's file; somebody else wants its port."""
     from melissa.launcher.defaults import merge_defaults
 
+    allgather = comm.allgather
+
+    def allgather_beside_others(value):
+        if isinstance(value, str):
+            port = int(value.rpartition(":")[2])
+            for options in ({}, {"family": socket.AF_INET6, "dualstack_ipv6": True}):
+                with contextlib.suppress(OSError), socket.create_server(("", port), **options):
+                    raise AssertionError(f"port {port} is free for anybody")
+        return allgather(value)
+
+    comm.allgather = allgather_beside_others
     config = configuration()
     merge_defaults(config)
     return tensorflow_ranks(comm, config)

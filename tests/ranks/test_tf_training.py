@@ -131,8 +131,35 @@ def test_three_ranks_train_it_too(folder, one_rank):
     assert_equal(first, alone, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("dying", [pytest.param(0, marks=pytest.mark.long), 1])
-def test_the_death_of_a_rank_ends_the_others_within_seconds(tmp_path, dying):
+def test_a_server_of_tensorflow_that_cannot_listen_is_an_error_that_names_its_address(tmp_path):
+    code = """
+    import socket
+    from fed_tf import *
+    from melissa.server.deep_learning import tf_ranks
+
+    class Comm:
+        rank, size = 0, 2
+        def allgather(self, value):
+            return [value, value if not isinstance(value, str) else "127.0.0.1:9"]
+
+    tf_ranks._hold_port = lambda: socket.create_server(("", 0))
+    try:
+        connect(Comm())
+    except Exception as error:
+        say(type(error).__name__, error)
+    """
+    _, ((told,),) = run(tmp_path, 1, code, within=LONG)
+    assert told.startswith(
+        "TrainingError TensorFlow cannot connect server rank 0, which is to listen at 127."
+    )
+    assert "Could not start gRPC server" in told
+
+
+@pytest.mark.parametrize(
+    ("nb_ranks", "dying"),
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.long), pytest.param(3, 2, marks=pytest.mark.long)],
+)
+def test_the_death_of_a_rank_ends_the_others_within_seconds(tmp_path, nb_ranks, dying):
     code = f"""
     import os, signal
     from fed_tf import *
@@ -153,9 +180,10 @@ def test_the_death_of_a_rank_ends_the_others_within_seconds(tmp_path, dying):
     os._exit(3)
     """
     # Without recovery mpiexec itself would end the others.
-    _, said = run(tmp_path, 2, code, options=["--enable-recovery"], within=LONG)
-    time_of_death, (seconds, *words) = float(said[dying][0]), said[1 - dying][0].split()
-    assert float(seconds) - time_of_death < 10.0
-    assert " ".join(words).startswith(
-        f"TrainingError server rank {1 - dying} has lost the connection to another"
-    )
+    result, said = run(tmp_path, nb_ranks, code, options=["--enable-recovery"], within=LONG)
+    assert result.returncode != 0
+    time_of_death = float(said[dying][0])
+    for other in set(range(nb_ranks)) - {dying}:
+        seconds, words = said[other][0].split(maxsplit=1)
+        assert float(seconds) - time_of_death < 10.0
+        assert words.startswith(f"TrainingError server rank {other} has lost the connection to another")

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
+import threading
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -50,6 +52,18 @@ def threads_beside_others(config: dict[str, Any], place: Place) -> int | None:
     return max(1, (len(os.sched_getaffinity(0)) - solvers) // place.nb_sharing)
 
 
+def _hold_port() -> socket.socket:
+    """Return a socket on a free port that TensorFlow's server can have beside it, and nobody else.
+
+    It does not listen, so that all connections are TensorFlow's.
+    """
+    os.environ["TF_GRPC_REUSE_PORT"] = "1"
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("", 0))
+    return held
+
+
 class TensorflowRanks:
     """The server's ranks, as TensorFlow sees them; made before TensorFlow does anything else.
 
@@ -70,7 +84,7 @@ class TensorflowRanks:
     Raises
     ------
     TrainingError
-        TensorFlow is in use already, so that the ranks can no more be connected.
+        TensorFlow is in use already, so that the ranks can no more be connected, or cannot connect them.
     """
 
     def __init__(self, comm: Communicator, config: dict[str, Any]) -> None:
@@ -107,20 +121,31 @@ class TensorflowRanks:
 
     def _connect(self, host: str) -> Any:
         """Make the strategy: TensorFlow's own servers, one per rank, find each other by ``TF_CONFIG``."""
-        # TensorFlow's server cannot take a socket over: the port is free again for a moment.
-        with socket.create_server(("", 0)) as listener:
-            workers = self.comm.allgather(f"{host}:{listener.getsockname()[1]}")
-        task = {"type": "worker", "index": self.comm.rank}
-        os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
-        try:
-            return self._tf.distribute.MultiWorkerMirroredStrategy()
-        except RuntimeError as error:
-            raise TrainingError(
-                f"TensorFlow cannot connect the {self.comm.size} server ranks any more, for it was used "
-                f"before ({error}). melissa-server connects them before it imports the study's file, if it "
-                "sees there that server_class derives from TFServer: name that class, or one of a module "
-                "beside the file, in the bases of the class"
-            ) from error
+        with _hold_port() as held:
+            address = f"{host}:{held.getsockname()[1]}"
+            workers = self.comm.allgather(address)
+            task = {"type": "worker", "index": self.comm.rank}
+            os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
+            try:
+                strategy = self._tf.distribute.MultiWorkerMirroredStrategy()
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"TensorFlow cannot connect the {self.comm.size} server ranks any more, for it was used "
+                    f"before ({error}). melissa-server connects them before it imports the study's file, if "
+                    "it sees there that server_class derives from TFServer: name that class, or one of a "
+                    "module beside the file, in the bases of the class"
+                ) from error
+            except self._tf.errors.OpError as error:
+                raise TrainingError(
+                    f"TensorFlow cannot connect server rank {self.comm.rank}, which is to listen at "
+                    f"{address}, to the others, at {', '.join(workers)}: {error.message}. Its own lines on "
+                    "stderr say more: look there whether it could listen, and whether the ranks' machines "
+                    "reach each other at these addresses"
+                ) from error
+        if threading.current_thread() is threading.main_thread():
+            # TensorFlow has taken SIGTERM for itself, as a word of preemption that nobody here asks for.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        return strategy
 
     # What a study's own code of training needs.
 
