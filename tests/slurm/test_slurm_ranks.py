@@ -77,6 +77,7 @@ def batches(study, epoch, rank):
     return [int(batch) for start, batch in lines if int(start) == epoch]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_when_a_rank_that_srun_started_is_killed_both_go_on_from_a_checkpoint(study):
     study.patience = 240.0
@@ -105,6 +106,7 @@ def test_when_a_rank_that_srun_started_is_killed_both_go_on_from_a_checkpoint(st
     assert 3 < first[0] <= max(batches(study, 1, 0)) + 1
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_two_ranks_that_srun_starts_train_one_model_with_tensorflow(study):
     pytest.importorskip("h5py", reason="TensorFlow is not installed")

@@ -16,6 +16,7 @@ FOLDER = os.environ.get("MELISSA_MPICH_ENVIRONMENT", "")
 NB_TIME_STEPS = 60
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(not FOLDER, reason="MELISSA_MPICH_ENVIRONMENT names no environment with MPICH"),
     pytest.mark.timeout(300),
 ]
