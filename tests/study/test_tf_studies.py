@@ -10,6 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytest.importorskip("h5py")
 
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def study(study):
+    study.patience = 240.0
+    return study
+
 
 def seen(study, rank=0):
     return json.loads((study.output / f"seen.{rank}.json").read_text())
@@ -93,9 +101,7 @@ class Server(LearningServer):
 
 
 @pytest.fixture
-def on_two_ranks(study, monkeypatch):
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+def on_two_ranks(study):
     study.server(NOTING, base="learning_tf")
     study.configure(
         {
@@ -151,6 +157,41 @@ def test_a_fault_of_one_rank_ends_both_with_its_cause(on_two_ranks):
     assert "ValueError: the pressure is negative" in told
     assert "# the line of the fault" in told
     assert "has lost the connection" not in told
+
+
+@pytest.mark.long
+def test_a_fault_in_a_hook_of_one_of_three_ranks_ends_all_with_the_line_of_the_fault_first(on_two_ranks):
+    study = on_two_ranks
+    study.configure({"launcher_config.scheduler_arg_server": ["--oversubscribe", "-n", "3"]})
+    study.server(
+        """
+        class Server(LearningServer):
+            def on_batch_end(self, batch_idx):
+                if self.rank == 2 and batch_idx == 2:
+                    raise ValueError("the pressure is negative")  # the line of the fault
+        """,
+        base="learning_tf",
+    )
+    told = study.fail()
+    first_traceback, *more = told.split("Traceback (most recent call last)")[1:]
+    assert "# the line of the fault" in first_traceback
+    assert "ValueError: the pressure is negative" in first_traceback
+    assert more == []
+
+
+@pytest.mark.long
+def test_sigterm_stops_both_ranks_in_order_although_tensorflow_would_have_it(on_two_ranks):
+    study = on_two_ranks
+    study.solver(SLOW_SOLVER)
+    study.configure({"study_options.nb_time_steps": NB_LONG_STEPS})
+    launcher = study.start()
+    study.wait_until(lambda: notes(study, 1, 1), "the first batch")
+    os.kill(server_rank(study, 1), signal.SIGTERM)
+    # The launcher starts the server again, for it was not the launcher's signal.
+    assert study.wait(launcher).returncode == 0, study.logs()
+    assert "the server was ended by SIGTERM, which was not the launcher's" in study.launcher_log
+    assert "the study stops early: SIGTERM came (server rank 1)" in study.server_log
+    assert "SIGTERM came: the study stops" in study.read("melissa_server_1.log")
 
 
 @pytest.mark.long
