@@ -335,8 +335,8 @@ def live(nb_clients="2"):
     channel.send(Finished(0, REPORT).to_dict())
 
 
-def save_when_stopped(seconds):
-    """Write a checkpoint of so many seconds when told to stop, then finish in order."""
+def save_when_stopped(seconds, key="is_saving"):
+    """Be about a checkpoint, as `key` says, for so many seconds when told to stop, then finish in order."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = open_channel()
     register(channel)
@@ -344,12 +344,24 @@ def save_when_stopped(seconds):
     live_on(channel, until=lambda received: isinstance(received, Stop))
     end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
-        channel.send(Progress({"is_saving": True}).to_dict())
+        channel.send(Progress({key: True}).to_dict())
         time.sleep(0.05)
     (OUTPUT / "saved").touch()
-    channel.send(Progress({"is_saving": False}).to_dict())
+    channel.send(Progress({key: False}).to_dict())
     time.sleep(0.2)
     channel.send(Finished(143, REPORT).to_dict())
+
+
+def fail_in_a_step():
+    """Train when told to stop, fail, and mind nothing more."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = open_channel()
+    register(channel)
+    channel.send(Progress({"saves_when_stopped": True}).to_dict())
+    submit(channel, 0)
+    live_on(channel, until=lambda received: isinstance(received, Stop))
+    channel.send(Failure("ValueError", "the step fails", "").to_dict())
+    live_on(channel)
 
 
 def live_and_mind_nothing():

@@ -325,30 +325,50 @@ def test_a_server_that_minds_nothing_is_ended_a_while_after_the_first_signal(stu
     assert study.wait(10).returncode == 143
 
 
-def test_a_server_that_writes_its_last_checkpoint_may_take_longer_than_one_that_does_not(study):
+SAVING = [
+    ("is_saving", "writes a checkpoint"),
+    ("saves_when_stopped", "ends its training step, then writes a checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("key", "words"), SAVING)
+def test_a_server_that_writes_its_last_checkpoint_may_take_longer_than_one_that_does_not(key, words, study):
     study.solver("sleep 1000")
-    study.start("save_when_stopped 1.5", constants={"STOP_TIMEOUT": 0.5})
+    study.start(f"save_when_stopped 1.5 {key}", constants={"STOP_TIMEOUT": 0.5})
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGTERM)
     assert study.wait(15).returncode == 143
     assert (study.output / "saved").exists()
-    assert "the server writes a checkpoint: it has 299 s for that (stop_timeout)" in study.log
+    assert f"the server {words}: it has 299 s for that (stop_timeout)" in study.log
 
 
+@pytest.mark.parametrize(("key", "words"), SAVING)
 @pytest.mark.parametrize("nb_signals", [1, 2])
-def test_a_checkpoint_ends_with_stop_timeout_or_a_second_signal(study, nb_signals):
+def test_a_checkpoint_ends_with_stop_timeout_or_a_second_signal(nb_signals, key, words, study):
     study.solver("sleep 1000")
     limit = 0.8 if nb_signals == 1 else 300.0
-    study.start("save_when_stopped 1000", constants={"STOP_TIMEOUT": 0.3}, stop_timeout=limit)
+    study.start(f"save_when_stopped 1000 {key}", constants={"STOP_TIMEOUT": 0.3}, stop_timeout=limit)
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGTERM)
-    study.wait_for_log("the server writes a checkpoint")
+    study.wait_for_log(f"the server {words}")
     if nb_signals == 2:
         study.launcher.send_signal(signal.SIGTERM)
     result = study.wait(10)
     assert result.returncode == 143
     assert ("within 0.8 s (launcher_config.stop_timeout)" in result.stderr) == (nb_signals == 1)
     assert not (study.output / "saved").exists()
+
+
+def test_a_server_that_fails_in_its_last_step_is_not_waited_for_as_if_it_saved(study):
+    study.solver("sleep 1000")
+    study.start("fail_in_a_step", constants={"STOP_TIMEOUT": 0.5})
+    study.wait_for_log("attempt 1: running")
+    study.launcher.send_signal(signal.SIGINT)
+    result = study.wait(15)
+    assert result.returncode == 130
+    assert "the step fails" in study.log
+    words = "the server ends its training step, then writes a checkpoint, within 300 s (stop_timeout)"
+    assert f"{words}; a second signal ends all at once" in result.stdout
 
 
 def test_a_signal_while_the_server_starts_ends_the_study(study):

@@ -282,16 +282,21 @@ def test_a_ledger_that_does_not_balance_is_an_error_with_the_figures():
         report(declared=101).check()
 
 
-def test_reception_is_held_for_as_long_as_a_last_checkpoint_is_written(monkeypatch):
+def test_reception_is_held_until_training_that_is_interrupted_has_saved():
     ending, progress = StudyEnding(), StudyProgress()
-    ending.checkpoint_due = True
+    progress.saves_when_stopped = True
+    assert not ending.holds_reception(progress.saves_when_stopped)
     ending.stop("SIGTERM came", status=143)
-    assert ending.holds_reception(progress.is_saving)
-    monkeypatch.setattr(StudyEnding, "CHECKPOINT_GRACE", 0.0)
-    assert not ending.holds_reception(progress.is_saving)
+    assert ending.holds_reception(progress.saves_when_stopped)
+    assert progress.snapshot()["saves_when_stopped"]
+    progress.saves_when_stopped = False
+    assert not ending.holds_reception(progress.saves_when_stopped)
+
+
+def test_a_checkpoint_within_another_one_is_told_until_the_outer_one_is_written():
+    progress = StudyProgress()
     with progress.saving():
         with progress.saving():
             pass
         assert progress.snapshot()["is_saving"]
-        assert ending.holds_reception(progress.is_saving)
-    assert not ending.holds_reception(progress.is_saving)
+    assert not progress.snapshot()["is_saving"]

@@ -20,6 +20,14 @@ MARK = "MELISSA_TEST_STUDY"
 SOON = 60.0
 """Seconds within which everything that a test waits for must have come: a loaded machine is slow."""
 
+IMPATIENT = """
+import sys
+from melissa.launcher import launcher
+from melissa.launcher.__main__ import main
+{}
+sys.exit(main())
+"""
+
 SOLVER = "solve(5)"
 SERVER = "class Server(PlainServer): pass"
 
@@ -50,6 +58,8 @@ class Study:
         }
         self.config_text = ""
         """What stands in the configuration's file, where it is to be no valid JSON."""
+        self.launcher_constants: dict[str, float] = {}
+        """Constants of the launcher that a test makes small."""
         self.launchers: list[subprocess.Popen[str]] = []
         self.python = sys.executable
         """What runs the launcher, and so the server."""
@@ -98,7 +108,9 @@ class Study:
         """Start the launcher."""
         text = "// a study of a test\n" + json.dumps(self.config, indent=1)
         self.config_path.write_text(self.config_text or text)
-        command = [self.python, "-m", "melissa.launcher", "--config_name", str(self.config_path)]
+        constants = "".join(f"launcher.{name} = {value}\n" for name, value in self.launcher_constants.items())
+        program = ["-c", IMPATIENT.format(constants)] if constants else ["-m", "melissa.launcher"]
+        command = [self.python, *program, "--config_name", str(self.config_path)]
         launcher = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,

@@ -176,3 +176,43 @@ def test_a_study_that_is_told_to_end_goes_on_where_it_was_when_it_is_started_aga
     ledger = study.balance()
     assert ledger["declared"] == NB_SIMULATIONS * NB_TIME_STEPS
     assert ledger["trained"] + ledger["dropped"]["untrained"] == ledger["declared"]
+
+
+LONG_STEP = NOTING.replace(
+    "time.sleep(0.01)",
+    """time.sleep(0.01)
+        if batch_idx == 5 and os.environ["MELISSA_STUDY_EPOCH"] == "1" and self.rank == RANK:
+            open("in_the_step", "w").close()
+            while not os.path.exists("step_may_end"):
+                time.sleep(0.02)""",
+)
+
+
+@pytest.mark.parametrize(("nb_ranks", "rank"), [(1, 0), (2, 1)])
+def test_a_step_that_is_longer_than_a_server_has_for_its_end_costs_no_checkpoint(nb_ranks, rank, study):
+    """The launcher waits for the step, whichever rank is in it."""
+    several = {
+        "launcher_config__scheduler": "openmpi",
+        "launcher_config__scheduler_arg": ["--oversubscribe"],
+        "launcher_config__scheduler_arg_server": ["-n", str(nb_ranks)],
+    }
+    configure(study, dl_config__checkpoint_interval=10_000, **(several if nb_ranks > 1 else {}))
+    study.server("import os, time" + LONG_STEP.replace("RANK", str(rank)), base="learning")
+    study.launcher_constants = {"STOP_TIMEOUT": 1.0}
+    launcher = study.start()
+    study.wait_for_mark("in_the_step")
+    launcher.send_signal(signal.SIGINT)
+    study.wait_for_log(
+        "melissa_launcher.log", "the server ends its training step, then writes a checkpoint: it has"
+    )
+    study.set_mark("step_may_end")
+    result = study.wait(launcher)
+    assert result.returncode == 128 + signal.SIGINT, study.logs()
+    assert "a second signal ends all at once" in result.stdout
+    # Several ranks have agreed on the next batch before a step begins.
+    assert newest(study, nb_ranks) == 5 + (nb_ranks > 1)
+    assert study.wait(study.start()).returncode == 0, study.logs()
+    assert min(notes(study, 2)) == 6 + (nb_ranks > 1)
+    ledger = study.balance()
+    assert ledger["declared"] == NB_SIMULATIONS * NB_TIME_STEPS
+    assert ledger["trained"] + ledger["dropped"]["untrained"] == ledger["declared"]

@@ -51,7 +51,8 @@ FIRST_REMINDER = 30.0
 STOP_TIMEOUT = 10.0
 """Seconds that a server which was asked to stop, or has failed, has for ending by itself.
 
-They begin anew when it has written a checkpoint; ``launcher_config.stop_timeout`` limits them all.
+They begin anew when it has written its last checkpoint, for which it may have to end a training step first;
+``launcher_config.stop_timeout`` limits them all.
 """
 FINISH_TIMEOUT = 60.0
 """Seconds between the server's last message and the end of its process."""
@@ -143,7 +144,7 @@ class Launcher:
         self._ending: Ending | None = None
         self._report: dict[str, Any] | None = None
         self._restarts = Restarts(bool(config_dict["launcher_config"]["fault_tolerance"]))
-        self._server_is_saving = False
+        self._server_saves = ""  # how, in words; empty where it need not be waited for
         self._stop_began = 0.0
         self._signals_seen = 0
 
@@ -257,7 +258,7 @@ class Launcher:
             preprocessing_commands=self._config.get("server_config", {}).get("preprocessing_commands", []),
             keep_output=self._keep_output,
         )
-        self._server_is_saving = False
+        self._server_saves = ""
         self._server = self._scheduler.submit(request)
         self._next_question = time.monotonic()
         logger.info(f"server submitted, the launcher listens at {self._listener.address}")
@@ -365,6 +366,9 @@ class Launcher:
             if self._channel.is_open:
                 self._channel.tell(message.Stop(f"the launcher got {name}"))
                 self._let_server_end()
+                if self._server_saves:
+                    limit = f"within {self._stop_limit:g} s (stop_timeout); a second signal ends all at once"
+                    self._console.print(Text(f"the server {self._server_saves}, {limit}"), soft_wrap=True)
                 return
         self._end_jobs()
 
@@ -442,7 +446,7 @@ class Launcher:
             case message.Progress(values):
                 self._restarts.progress(values)
                 self._view.report(values)
-                self._note_saving(bool(values.get("is_saving")))
+                self._note_saving(bool(values.get("is_saving")), bool(values.get("saves_when_stopped")))
             case message.Register(addresses, pid, nb_ranks):
                 self._register(addresses, pid, nb_ranks)
             case message.SubmitClient():
@@ -456,6 +460,7 @@ class Launcher:
             case message.Failure(_, text, _, is_death=True):
                 self._server_died(text)
             case message.Failure(kind, text, traceback):
+                self._note_saving(False)
                 self._conclude(1, f"the server failed with {kind}: {text}", traceback)
                 self._let_server_end()
             case message.Finished(status, report):
@@ -493,11 +498,14 @@ class Launcher:
         self._clients.stop_submitting()
         self._enter(Phase.FINISHING, FINISH_TIMEOUT, self._server_does_not_end)
 
-    def _note_saving(self, is_saving: bool) -> None:
-        if self._server_is_saving and not is_saving and self._phase is Phase.STOPPING:
+    def _note_saving(self, is_saving: bool, saves_when_stopped: bool = False) -> None:
+        said = "writes a checkpoint"
+        if not is_saving:
+            said = f"ends its training step, then {said}" if saves_when_stopped else ""
+        if self._server_saves and not said and self._phase is Phase.STOPPING:
             # The checkpoint is written: now it can end as any other server does.
             self._enter(Phase.STOPPING, STOP_TIMEOUT, self._stop_takes_long)
-        self._server_is_saving = is_saving
+        self._server_saves = said
 
     def _let_server_end(self) -> None:
         """Wait a little for a server that is ending by itself."""
@@ -507,14 +515,14 @@ class Launcher:
             self._enter(Phase.STOPPING, STOP_TIMEOUT, self._stop_takes_long)
 
     def _stop_takes_long(self) -> None:
-        """End a server that does not end by itself, but for one that is writing a checkpoint."""
+        """End a server that does not end by itself, but for one that writes a checkpoint, or is about to."""
         now = time.monotonic()
         left = self._stop_began + self._stop_limit - now
         is_heard = self._channel.is_open and not self._channel.is_silent
-        if not (self._server_is_saving and is_heard):
+        if not (self._server_saves and is_heard):
             self._end_jobs()
         elif left > 0:
-            logger.info(f"the server writes a checkpoint: it has {left:.0f} s for that (stop_timeout)")
+            logger.info(f"the server {self._server_saves}: it has {left:.0f} s for that (stop_timeout)")
             self._enter(Phase.STOPPING, min(STOP_TIMEOUT, left), self._stop_takes_long)
         else:
             logger.error(

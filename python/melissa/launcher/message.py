@@ -108,7 +108,8 @@ class Progress(Message):
     ``batches_expected`` (-1 where not known); ``samples_per_second``, ``batches_per_second``;
     ``population``, ``capacity``, ``watermark`` (samples), and ``populations``, one for each rank;
     ``trainer_wait_s``, ``receiver_wait_s`` (since the start); ``losses`` (tag -> value); ``phase``;
-    ``is_saving`` where a rank writes a checkpoint now, which the server is not ended before.
+    ``is_saving`` where a rank writes a checkpoint now, ``saves_when_stopped`` where one does after a stop,
+    once its training step has ended: the server is not ended before.
     """
 
     values: dict[str, Any]

@@ -149,7 +149,8 @@ class LauncherConfig(Section):
     timer_delay: Seconds = _key("seconds between two polls of job states", 5.0)
     server_timeout: Seconds = _key("seconds between two pings; twice that without one is death", 60.0)
     stop_timeout: Seconds = _key(
-        "seconds that a server which was asked to stop has for the checkpoint that it writes", 300.0
+        "seconds that a server which is stopped has for its training step and the checkpoint that follows",
+        300.0,
     )
     fault_tolerance: bool = _key("run again what failed", True)
     std_output: bool = _key("keep the output of jobs under stdout/", True)

@@ -654,7 +654,7 @@ class StudyControl:
     def _wind_down(self, now: float, reason: str) -> None:
         """Stop early: clients that are connected are told so by the receiver, the others are cancelled."""
         if self._winding_down_since is None:
-            if self._ending.holds_reception(self._progress.is_saving):
+            if self._ending.holds_reception(self._progress.saves_when_stopped):
                 return
             self._winding_down_since = now
             logger.info(f"the study stops early: {reason}")

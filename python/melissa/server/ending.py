@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 __all__ = ["StudyEnding", "StudyInterrupted"]
 
@@ -27,19 +26,13 @@ class StudyEnding:
     every wait.
     """
 
-    CHECKPOINT_GRACE = 10.0
-    """Seconds that training has for beginning with its last checkpoint."""
-
     def __init__(self) -> None:
         self.is_looked_at = False
         """Whether the training thread has come to where it looks at this object."""
         self.checkpoint_wanted = False
         """Whether somebody asked for a checkpoint: the ranks agree on the batch after which it is written."""
-        self.checkpoint_due = False
-        """Whether training writes a checkpoint of what is there when it is interrupted."""
         self.has_own_loop = False
         """Whether a loop of the study's own trains, which writes a checkpoint when it says so itself."""
-        self._held_since: float | None = None
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._stop_reason: str | None = None
@@ -64,17 +57,12 @@ class StudyEnding:
         """Whether the study is to stop because somebody said so, and may go on another day."""
         return self._stop_reason is not None and self._stop_status != 0
 
-    def holds_reception(self, is_saving: bool) -> bool:
+    def holds_reception(self, saves_when_stopped: bool) -> bool:
         """Say whether reception has to wait with its end: training has not saved yet what it would lose.
 
-        It waits `CHECKPOINT_GRACE` seconds from the first question on, since a training step may take
-        longer, and for as long as training `is_saving`: a checkpoint has any size; the launcher has a limit.
+        A training step takes any time, and so does a checkpoint: the launcher, or the scheduler, has a limit.
         """
-        if not (self.checkpoint_due and self.is_interrupted):
-            return False
-        now = time.monotonic()
-        self._held_since = now if self._held_since is None else self._held_since
-        return is_saving or now - self._held_since < self.CHECKPOINT_GRACE
+        return saves_when_stopped and self.is_interrupted
 
     @property
     def error(self) -> BaseException | None:

@@ -25,6 +25,7 @@ class RankFigures:
     rank: int
     phase: str = "starting"
     is_saving: bool = False
+    saves_when_stopped: bool = False
     batches: int = 0
     batches_expected: int = -1
     samples_delivered: int = 0
@@ -107,5 +108,6 @@ def study_figures(ranks: list[RankFigures]) -> dict[str, Any]:
         "trainer_wait_s": sum(each.trainer_wait_s for each in ranks),
         "receiver_wait_s": sum(each.counters.get("room_wait_s", 0.0) for each in ranks),
         "is_saving": any(each.is_saving for each in ranks),
+        "saves_when_stopped": any(each.saves_when_stopped for each in ranks),
         "losses": losses,
     }

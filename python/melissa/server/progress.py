@@ -30,6 +30,8 @@ class StudyProgress:
         self.phase = "starting"
         self.is_saving = False
         """Whether a checkpoint is being written: whoever ends the server waits for that."""
+        self.saves_when_stopped = False
+        """Whether training, when it is interrupted, ends its step and writes a checkpoint: as above."""
         self.batches = 0
         self.samples_delivered = 0
         self.batches_expected: int | None = None
@@ -119,6 +121,7 @@ class StudyProgress:
             return {
                 "phase": self.phase,
                 "is_saving": self.is_saving,
+                "saves_when_stopped": self.saves_when_stopped,
                 "batches": self.batches,
                 "samples_delivered": self.samples_delivered,
                 "batches_expected": -1 if self.batches_expected is None else self.batches_expected,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
-__all__ = ["BatchesAhead", "begin_checkpoints", "outlive_the_disk", "restart", "write_state"]
+__all__ = ["BatchesAhead", "begin_checkpoints", "outlive_the_disk", "restart", "write_last", "write_state"]
 
 logger = logging.getLogger("melissa")
 
@@ -97,6 +97,27 @@ def write_state(server: DeepMelissaServer) -> None:
         server._progress.saved(),
         server._checkpoint_model,
     )
+
+
+def write_last(server: DeepMelissaServer, write: Callable[[], None], *, is_interrupted: bool) -> None:
+    """Have `write` write the last checkpoint of this start; every rank calls it.
+
+    Reception may end when the cut is taken. Who ends a server that is interrupted waits until the checkpoint
+    is on the disk: so does this, before code of the study's class takes its time.
+    """
+    with server._progress.saving():
+        _wait_until_written(server)
+        write()
+        server._progress.saves_when_stopped = False
+        if is_interrupted:
+            _wait_until_written(server)
+
+
+def _wait_until_written(server: DeepMelissaServer) -> None:
+    """Wait until this rank's part is written; raises what fails meanwhile: a disk may hang for hours."""
+    while server._checkpoints is not None and server._checkpoints.is_busy:
+        server._ending.check()
+        server._checkpoints.wait(timeout=0.2)
 
 
 def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:

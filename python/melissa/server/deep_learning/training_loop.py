@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from melissa.server.deep_learning.checkpointing import write_last
 from melissa.server.deep_learning.hooks import is_overridden
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
     posts = fetches_ahead and not is_overridden(type(server), "_synchronize_data_availability")
     server._ahead.source = source
     server._ending.has_own_loop = False  # a train of the class's own may call that of its base
-    server._ending.checkpoint_due = server.checkpoint_interval > 0
+    server._progress.saves_when_stopped = server.checkpoint_interval > 0
     try:
         delivery = _fetch(server, source, posts)
         while not server.other_processes_finished(batch_idx) and delivery is not None:
@@ -51,7 +52,7 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
         if not server._drain(source, delivery, batch_idx):
             _write_last_checkpoint(server, batch_idx)
     finally:
-        server._ending.checkpoint_due = False
+        server._progress.saves_when_stopped = False
         source.stop()
 
 
@@ -62,16 +63,19 @@ def _write_last_checkpoint(server: DeepMelissaServer, batch_idx: int) -> None:
     """
     interval = server.checkpoint_interval
     is_interrupted = server.comm.any(server._ending.is_interrupted)
-    if batch_idx == server.batch_offset or interval <= 0:
+    # Of a study that is interrupted before its first batch, what has come is kept.
+    has_news = batch_idx > server.batch_offset or (is_interrupted and batch_idx == 0)
+    if interval <= 0 or not has_news:
         return
-    with server._progress.saving():
-        if server._checkpoints is not None:
-            server._checkpoints.wait()
+
+    def write() -> None:
         if batch_idx % interval:
             server._checkpoint_now(batch_idx)
         elif is_interrupted:
             # Unless it was skipped, that of this batch is there.
             server.checkpoint_state()
+
+    write_last(server, write, is_interrupted=is_interrupted)
 
 
 def _fetch(server: DeepMelissaServer, source: BatchSource, posts: bool) -> Delivery | None:

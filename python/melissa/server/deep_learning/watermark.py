@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from melissa.server.deep_learning.checkpointing import write_last
+
 if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
@@ -30,9 +32,9 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
 
     The ranks look together, several times a second, and come to the same answer.
     """
-    buffer, ending = server.buffer, server._ending
+    buffer, ending, progress = server.buffer, server._ending, server._progress
     is_ready = False
-    ending.checkpoint_due = server.checkpoint_interval > 0
+    progress.saves_when_stopped = server.checkpoint_interval > 0
     start = reminder = time.perf_counter()
     while True:
         # A stop ends reception, and so the wait for samples.
@@ -51,8 +53,8 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
             reminder = now
             logger.info(f"training has waited {now - start:.0f} s for data: {server._describe_study()}")
     # The predefined training loop says so anew; one of the study's own has no last checkpoint to wait for.
-    ending.checkpoint_due = False
-    population, watermark = len(buffer), server._progress.watermark
+    progress.saves_when_stopped = False
+    population, watermark = len(buffer), progress.watermark
     if buffer.native.closed and population < watermark:
         logger.warning(
             f"reception is over and the buffer holds {population} samples, so that its watermark of "
@@ -64,7 +66,6 @@ def wait_for_watermark(server: DeepMelissaServer) -> bool:
 def _keep_what_has_come(server: DeepMelissaServer) -> None:
     """Write a checkpoint of a study that is interrupted before its first batch; every rank comes here."""
     is_interrupted = server.comm.any(server._ending.is_interrupted)
-    if is_interrupted and server._ending.checkpoint_due:
-        with server._progress.saving():
-            server.checkpoint_state()
-    server._ending.checkpoint_due = False
+    if is_interrupted and server._progress.saves_when_stopped:
+        write_last(server, server.checkpoint_state, is_interrupted=True)
+    server._progress.saves_when_stopped = False

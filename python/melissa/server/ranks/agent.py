@@ -255,7 +255,7 @@ class RankAgent:
         """End reception as rank 0 has said; a checkpoint that training is about to take comes first."""
         if not self._reception_is_to_stop or self._reception is None:
             return
-        if not self._ending.holds_reception(self._reception.progress.is_saving):
+        if not self._ending.holds_reception(self._reception.progress.saves_when_stopped):
             self._reception_is_to_stop = False
             self._reception.receiver.stop()
 
