@@ -128,7 +128,7 @@ LOOP = """
         def other_processes_finished(self, batch_idx):
             return not self._flags.agree(self._has_batch)
         def _drain(self, source, delivery, batch_idx):
-            return False
+            return batch_idx
         def _checkpoint_on_request(self, batch_idx):
             self._ending.checkpoint_wanted = False
             say("checkpoint after", batch_idx)

@@ -12,7 +12,7 @@ STUDIES = {
     1: ("alone", "reference"),
     2: (
         *("even", "unprepared", "wrapped", "normalised", "uneven_first", "uneven_all", "uneven_backwards"),
-        *("unjoinable", "drifting", "restarted", "old_checkpoint"),
+        *("uneven_meeting", "unjoinable", "drifting", "restarted", "old_checkpoint"),
     ),
     3: ("even", "uneven_all", "uneven_backwards"),
 }
@@ -118,6 +118,15 @@ def test_every_rank_trains_to_its_last_sample_if_asked_to(told):
     assert_same(results[0]["weights"], reference["weights"], tolerance=1e-5)
 
 
+def test_ranks_that_meet_for_checkpoints_in_the_drain_train_the_same(told):
+    results = told(2, "uneven_meeting")
+    assert [result["nb_samples"] for result in results] == [40, 29]
+    assert [result["batches"] for result in results] == [10, 10], "rank 1 is after batch 10, too"
+    assert [result["saved_batch"] for result in results] == [10, 10]
+    assert_ranks_equal(results)
+    assert_same(results[0]["weights"], told(2, "uneven_all")[0]["weights"])
+
+
 def test_a_rank_may_have_no_sample_at_all(told):
     results = told(3, "uneven_all")
     assert [result["nb_samples"] for result in results] == [40, 29, 0]
@@ -128,7 +137,7 @@ def test_a_rank_may_have_no_sample_at_all(told):
 def test_the_last_checkpoint_has_weights_and_optimizer_of_the_rank_that_trained_longest(told, nb_ranks):
     results = told(nb_ranks, "uneven_backwards")
     # Rank 0, which writes, has trained three batches; rank 1 six and a short one.
-    assert results[0]["batches"] == 3
+    assert results[0]["nb_samples"] == 3 * 4
     assert_ranks_equal(results)
     for result in results:
         assert (result["saved_batch"], result["steps"], result["same"]) == (7, [7], True)

@@ -191,6 +191,13 @@ def uneven_all():
     return told(train(Uneven, drain="all"))
 
 
+def uneven_meeting():
+    """Ranks that have drained apart meet for checkpoints in between."""
+    server = train(Uneven, drain="all", checkpoint_interval=2)
+    comm.barrier()
+    return told(server, saved_batch=torch.load("checkpoints/model.pt", weights_only=True)["batch"])
+
+
 def uneven_backwards():
     server = train(UnevenBackwards, drain="all", checkpoint_interval=100, nb_batches_update=2)
     comm.barrier()

@@ -33,6 +33,7 @@ class StudyProgress:
         self.saves_when_stopped = False
         """Whether training, when it is interrupted, ends its step and writes a checkpoint: as above."""
         self.batches = 0
+        self._batches_missed = 0  # of those that other ranks trained, see `ranks_are_after`
         self.samples_delivered = 0
         self.batches_expected: int | None = None
         self.trainer_wait_s = 0.0
@@ -92,14 +93,28 @@ class StudyProgress:
                 "training_seconds": self.training_seconds,
             }
 
-    def resume(self, saved: dict[str, Any]) -> None:
-        """Go on with the counters that `saved` gave before a restart."""
+    def resume(self, saved: dict[str, Any], batches_of_ranks: int) -> None:
+        """Go on with the counters that `saved` gave before a restart, when ranks were after that batch."""
         with self._lock:
             self.batches = saved["batches"]
+            self._batches_missed = batches_of_ranks - self.batches
             self.samples_delivered = saved["samples_delivered"]
             self.trainer_wait_s = self._waited_before = saved["trainer_wait_s"]
             self._trained_before = saved["training_seconds"]
             self.started -= saved["seconds"]
+
+    def ranks_are_after(self, batch: int) -> None:
+        """Take note that all ranks are after that batch, some of which this one may have had no part in."""
+        with self._lock:
+            self._batches_missed = batch - self.batches
+
+    @property
+    def batches_of_ranks(self) -> int:
+        """The number of batches after which all ranks are, between two batches.
+
+        It is larger than `batches` where other ranks have trained on when this one had run dry.
+        """
+        return self.batches + self._batches_missed
 
     def delivered(self, nb_samples: int) -> None:
         """Count one batch that was trained."""

@@ -297,12 +297,12 @@ class DeepMelissaServer(BaseServer, ExperimentalMonitoringMixin, TrainingWorkflo
         """Checks if the group size was correctly set; `UnsupportedConfiguration` otherwise."""
         check_group_size(self)
 
-    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
-        """Train what ranks have left when one is dry, and save what was learned; say whether that was done.
+    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> int:
+        """Train what ranks have left when one is dry; return the number of batches, the same on every rank.
 
-        Every rank calls it: `delivery` is its next batch, None where it has no more. Not here.
+        Every rank calls it: `delivery` is its next batch, None where it has no more. Nothing is trained here.
         """
-        return False
+        return batch_idx
 
     _is_apart = False
     """Whether ranks train one without the others, so that their numbers of batches differ."""

@@ -80,9 +80,6 @@ def write_state(server: DeepMelissaServer) -> None:
     """Write a checkpoint of the study after the batches that were trained so far; every rank calls it."""
     if server._receiver is None or server._checkpoints is None:
         return
-    if server._is_apart:
-        # Ranks that have drained apart from each other are not after the same batch.
-        return
     ahead = server._ahead
     batches = [delivery.samples for delivery in ahead.fetched]
     prefetcher: Prefetcher | None = None
@@ -92,7 +89,7 @@ def write_state(server: DeepMelissaServer) -> None:
     elif isinstance(dataset := server.dataset, MelissaIterableDataset):
         batches += [samples for samples in [dataset.at_checkpoint()] if samples]
     server._checkpoints.write(
-        server._progress.batches,
+        server._progress.batches_of_ranks,
         DataPlane(server.buffer.native, server._receiver, prefetcher, batches),
         server._progress.saved(),
         server._checkpoint_model,
@@ -160,7 +157,7 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
     server.buffer.native = restored.buffer
     server._ahead.restored = restored.file
     server.batch_offset = manifest.batch
-    server._progress.resume(manifest.progress)
+    server._progress.resume(manifest.progress, manifest.batch)
     server.tb_logger.go_on_after(manifest.batch)
     server._restore_model(folder.of_rank(manifest.batch, server.rank))
     for simulation, draw, parameters in restored.study.draws:

@@ -232,16 +232,13 @@ class TorchServer(FrameworkServer):
         FrameworkServer.train(self)
         self._compare_ranks()
 
-    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> bool:
-        """Train to the last sample of every rank, if the configuration says so; say whether that was done."""
+    def _drain(self, source: BatchSource, delivery: Delivery | None, batch_idx: int) -> int:
+        """Train to the last sample of every rank, if the configuration says so."""
         if not self._drains_all or self.comm.any(self._ending.stop_reason is not None):
-            return False
+            return batch_idx
         # From now on ranks may have different numbers of batches.
         self._is_apart = True
-        last = train_apart(self, source, delivery, batch_idx)
-        if self.checkpoint_interval > 0:
-            self.checkpoint(last)
-        return True
+        return train_apart(self, source, delivery, batch_idx)
 
     def _compare_ranks(self) -> None:
         """Warn when the ranks have not trained the same model."""

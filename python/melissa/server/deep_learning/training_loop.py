@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
-__all__ = ["run_training", "run_validation", "train_batch"]
+__all__ = ["fetch", "run_training", "run_validation", "train_batch"]
 
 logger = logging.getLogger("melissa")
 
@@ -35,11 +35,11 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
     server._ending.has_own_loop = False  # a train of the class's own may call that of its base
     server._progress.saves_when_stopped = server.checkpoint_interval > 0
     try:
-        delivery = _fetch(server, source, posts)
+        delivery = fetch(server, source, posts)
         while not server.other_processes_finished(batch_idx) and delivery is not None:
             if server._flags.checkpoint_wanted:
                 server._checkpoint_on_request(batch_idx)
-            ahead = _fetch(server, source, posts) if fetches_ahead else None
+            ahead = fetch(server, source, posts) if fetches_ahead else None
             batch_idx += 1
             train_batch(server, source, delivery, batch_idx)
             # Let go of the arrays before the next batch is asked for: their memory is used again.
@@ -48,9 +48,8 @@ def run_training(server: DeepMelissaServer, source: BatchSource) -> None:
             server._monitor_batch(batch_idx)
             server._validation(batch_idx)
             server._checkpoint(batch_idx)
-            delivery = ahead if fetches_ahead else _fetch(server, source, posts)
-        if not server._drain(source, delivery, batch_idx):
-            _write_last_checkpoint(server, batch_idx)
+            delivery = ahead if fetches_ahead else fetch(server, source, posts)
+        _write_last_checkpoint(server, server._drain(source, delivery, batch_idx))
     finally:
         server._progress.saves_when_stopped = False
         source.stop()
@@ -78,7 +77,7 @@ def _write_last_checkpoint(server: DeepMelissaServer, batch_idx: int) -> None:
     write_last(server, write, is_interrupted=is_interrupted)
 
 
-def _fetch(server: DeepMelissaServer, source: BatchSource, posts: bool) -> Delivery | None:
+def fetch(server: DeepMelissaServer, source: BatchSource, posts: bool = False) -> Delivery | None:
     """Return the next batch, None where there is none; tell the other ranks which, if this rank `posts`."""
     delivery = source.next()
     server._has_batch = delivery is not None
