@@ -53,7 +53,7 @@ def test_parameters_of_any_kind_come_back_as_plain_values():
 def test_a_sampler_is_advanced_by_as_many_draws(log):
     numbers = itertools.count()
     state = StudyState(draws=[(0, 0, [0]), (1, 0, [1]), (0, 1, [2])])
-    advance_sampler(lambda: Draw([next(numbers)], []), state)
+    advance_sampler(lambda: Draw([next(numbers)], []), state.draws)
     assert next(numbers) == 3
     assert log.records == []
 
@@ -61,7 +61,7 @@ def test_a_sampler_is_advanced_by_as_many_draws(log):
 def test_a_sampler_that_draws_otherwise_is_warned_of_once_and_advanced(log):
     numbers = itertools.count(7)
     state = StudyState(draws=[(0, 0, [7]), (1, 0, [1]), (2, 0, [2])])
-    advance_sampler(lambda: Draw([next(numbers)], []), state)
+    advance_sampler(lambda: Draw([next(numbers)], []), state.draws)
     assert next(numbers) == 10
     (record,) = log.records
     assert "simulation 1 (draw 0) was given the parameters [1]" in record.message

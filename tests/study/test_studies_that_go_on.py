@@ -1,10 +1,12 @@
 """Studies whose server is killed in the middle: the launcher starts it again, and it goes on."""
 
+import json
 import os
 import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 NB_SIMULATIONS, NB_TIME_STEPS = 4, 30
@@ -119,40 +121,74 @@ def test_when_rank_0_of_two_is_killed_both_go_on_from_the_same_batch(study):
         assert second[0][start] == first[start], "the model is that of the checkpoint"
 
 
-def test_after_a_restart_simulations_for_validation_run_again_and_those_of_training_go_on(study):
-    study.solver(SOLVER)
-    study.server(
-        "import os, time"
-        + NOTING
-        + """
+VALIDATING = (
+    "import json, os, time"
+    + NOTING
+    + """
+    def on_validation_start(self, batch_idx):
+        self.validated = []
     def validation_step(self, batch, valid_batch_idx, batch_idx):
-        with open("validated.txt", "a") as file:
-            print(os.environ["MELISSA_STUDY_EPOCH"], *sorted(batch[0][:, 0].tolist()), file=file)
+        self.validated += batch[0][:, [0, 2]].tolist()
         return super().validation_step(batch, valid_batch_idx, batch_idx)
-""",
-        base="learning",
-    )
+    def on_validation_end(self, batch_idx):
+        with open("validated.txt", "a") as file:
+            print(json.dumps([int(os.environ["MELISSA_STUDY_EPOCH"]), sorted(self.validated)]), file=file)
+"""
+)
+
+# Of the simulations for validation, 4 sends all at once, 5 waits in the middle.
+VALIDATION_SOLVER = f"""
+declare()
+for time_step in range({NB_TIME_STEPS}):
+    send(time_step)
+    if SIMULATION == 5 and time_step == 3:
+        wait_for("may_go_on")
+    time.sleep(0.03 if SIMULATION < 4 else 0.0)
+melissa_finalize()
+"""
+
+
+def test_a_simulation_for_validation_that_is_in_the_checkpoint_does_not_run_again(study):
+    study.solver(VALIDATION_SOLVER)
+    study.server(VALIDATING, base="learning")
     study.configure(
         {
             "study_options.parameter_sweep_size": NB_SIMULATIONS,
-            "study_options.validation_sweep_size": 1,
+            "study_options.validation_sweep_size": 2,
             "study_options.nb_time_steps": NB_TIME_STEPS,
             "dl_config.per_server_watermark": 6,
             "dl_config.nb_batches_update": 3,
         }
     )
     launcher = study.start()
-    study.wait_until(lambda: newest(study) >= 6, "the second checkpoint")
+
+    def is_saved():
+        # It may be removed meanwhile, when newer ones are there.
+        manifest = study.read(f"checkpoints/melissa/{newest(study):08d}/rank0/manifest.json")
+        known = json.loads(manifest)["study"]["validation"]["simulations"] if manifest else []
+        return any((each["id"], each["status"]) == (4, "finished") for each in known)
+
+    study.wait_until(is_saved, "a checkpoint with all of simulation 4")
     os.kill(study.process("melissa.server"), signal.SIGKILL)
+    study.set_mark("may_go_on")
     assert study.wait(launcher).returncode == 0, study.logs()
     study.expect_ledger(NB_SIMULATIONS * NB_TIME_STEPS)
-    drawn = re.findall(r"validation simulation 4 runs .* with parameters (.*)\n", study.server_log)
-    assert len(drawn) == 2
-    assert drawn[0] == drawn[1]
-    slope = float(drawn[0].split(", ")[0])
-    lines = [line.split() for line in study.read("validated.txt").splitlines()]
-    assert {line[0] for line in lines} >= {"2"}
-    assert all(float(value) == pytest.approx(slope, rel=1e-6) for line in lines for value in line[1:])
+    assert study.report["simulations"]["validation_finished"] == 2
+    drawn = dict(re.findall(r"validation simulation (.) runs .* with parameters (.*)\n", study.server_log))
+    assert sorted(drawn) == ["4", "5"]
+    assert "of 2 simulations for it 1 have to run" in study.server_log
+    # That of the second start, which counts all simulations of before.
+    assert study.server_log.count("reception is over: ") == 1
+    assert study.server_log.count("validation simulation 4 runs") == 1
+    assert "validation simulation 4 is run again" not in study.server_log
+    assert study.server_log.count("validation simulation 5 is run again after the restart") == 1
+    lines = [json.loads(line) for line in study.read("validated.txt").splitlines()]
+    slopes = {number: float(words.split(", ")[0]) for number, words in drawn.items()}
+    second = [validated for epoch, validated in lines if epoch == 2]
+    everything = sorted([slopes[number], step] for number in "45" for step in range(NB_TIME_STEPS))
+    of_four = [pair for pair in everything if pair[0] == slopes["4"]]
+    np.testing.assert_allclose(second[-1], everything, rtol=1e-6)
+    assert len(second[0]) >= len(of_four), "it is there from the first validation on"
 
 
 def test_a_study_that_is_told_to_end_goes_on_where_it_was_when_it_is_started_again(study):

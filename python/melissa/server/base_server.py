@@ -308,7 +308,8 @@ class BaseServer(ABC):
         )
         before = before or self._restored
         if before is not None:
-            self._control.resume(before.study, before.simulations)
+            validation = [] if self._restored is None else self._restored.validation.simulations
+            self._control.resume(before.study, before.simulations, validation)
         self._control.start()
         return self._control
 

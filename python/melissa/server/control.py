@@ -136,6 +136,7 @@ class StudyControl:
         self._to_resubmit: deque[Simulation] = deque()
         self._to_run_again: deque[Simulation] = deque()  # after a restart of the server
         self._draws: list[tuple[int, int]] = []  # (simulation, draw), in the order of drawing
+        self._validation_draws: list[tuple[int, int]] = []
         self._states = StateRequests(self._state)
         self._next_id = 0
         self._fruitless: list[str] = []  # how clients ended that ended before any step arrived
@@ -167,11 +168,18 @@ class StudyControl:
         """Return how the simulations stand: a copy, made in the control thread between two of its steps."""
         return self._states.ask(self._thread, timeout)
 
-    def resume(self, state: StudyState, simulations: list[Simulation]) -> None:
+    def resume(
+        self, state: StudyState, simulations: list[Simulation], validation: list[Simulation] | None = None
+    ) -> None:
         """Go on with the simulations of before a restart, before the thread is started.
 
-        Those that are not final run again, with the same parameters.
+        Those that are not final run again, with the same parameters. Without those for `validation` they
+        begin anew.
         """
+        if validation:
+            self._validation_draws = [(number, draw) for number, draw, _ in state.validation_draws]
+            self.validation = {simulation.id: simulation for simulation in validation}
+            self._to_run_again.extend(simulation for simulation in validation if not simulation.is_final)
         self.nb_resubmitted = state.nb_resubmitted
         self._expected_steps = self._plan.nb_time_steps or state.expected_steps
         self._draws = [(number, draw) for number, draw, _ in state.draws]
@@ -281,12 +289,17 @@ class StudyControl:
             self._tell_progress(now)
 
     def _state(self) -> StudyState:
-        draws = [
-            (number, draw, self._registry.parameters(number, draw) or []) for number, draw in self._draws
-        ]
         return StudyState.of_simulations(
-            self.simulations.values(), draws, self.nb_resubmitted, self._expected_steps
+            self.simulations.values(),
+            self._with_parameters(self._draws),
+            self.nb_resubmitted,
+            self._expected_steps,
+            self.validation.values(),
+            self._with_parameters(self._validation_draws),
         )
+
+    def _with_parameters(self, draws: list[tuple[int, int]]) -> list[tuple[int, int, list[Any]]]:
+        return [(number, draw, self._registry.parameters(number, draw) or []) for number, draw in draws]
 
     def _find(self, simulation_id: int) -> Simulation | None:
         return self.simulations.get(simulation_id) or self.validation.get(simulation_id)
@@ -528,7 +541,8 @@ class StudyControl:
     def _run_again(self, simulation: Simulation) -> None:
         self._scripts.write(simulation.id, simulation.words)
         logger.info(
-            f"simulation {simulation.id} is run again after the restart, with the same parameters; "
+            f"{'validation ' * simulation.is_validation}simulation {simulation.id} is run again after the "
+            "restart, with the same parameters; "
             f"{simulation.steps_complete} of its time steps are here"
         )
 
@@ -562,8 +576,8 @@ class StudyControl:
         draw = self._draw_validation() if simulation.is_validation else self._draw_parameters()
         simulation.parameters = plain_list(draw.parameters)
         self._registry.record(simulation.id, simulation.draw, simulation.parameters)
-        if not simulation.is_validation:
-            self._draws.append((simulation.id, simulation.draw))
+        draws = self._validation_draws if simulation.is_validation else self._draws
+        draws.append((simulation.id, simulation.draw))
         simulation.words = [command_line_token(word) for word in draw.words]
         return simulation.words
 

@@ -199,7 +199,7 @@ def _before_restart(server: BaseServer, jobs: JobsOnly) -> EndedBefore | None:
     before = EndedBefore.read(OfflineControl.STATE_FILE)
     if before is None:
         return None
-    advance_sampler(server._draw, before.study)
+    advance_sampler(server._draw, before.study.draws)
     ended = [simulation for simulation in before.simulations if simulation.is_final]
     for simulation in ended:
         jobs.finish(simulation.id, "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 __all__ = ["BUFFER_FILE", "MANIFEST_FILE", "CheckpointFolder", "sync_folder"]
@@ -89,6 +90,19 @@ class CheckpointFolder:
 
     def _unfinished(self, batch: int, rank: int) -> Path:
         return self.of_batch(batch) / f"rank{rank}.new"
+
+    # Samples for validation, to which the manifests of several checkpoints refer.
+
+    @property
+    def validation(self) -> Path:
+        """The folder of their files."""
+        return self.root / "validation"
+
+    def forget_validation(self, but: Collection[str] = ()) -> None:
+        """Remove the files that no checkpoint refers to from which the study goes on, all `but` these."""
+        for path in self.validation.glob("*"):
+            if path.name not in but:
+                path.unlink()
 
     # Removing; rank 0 does it for all.
 

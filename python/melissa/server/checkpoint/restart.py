@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from melissa.exceptions import CheckpointError, UnsupportedConfiguration
 from melissa.server.checkpoint.folder import BUFFER_FILE, CheckpointFolder
 from melissa.server.checkpoint.manifest import Manifest
 from melissa.server.checkpoint.study_state import StudyState
+from melissa.server.checkpoint.validation_files import RestoredValidation
 from melissa.server.communicator import Communicator
 from melissa.server.simulation import Simulation
 
@@ -36,6 +37,8 @@ class RestoredCheckpoint:
     buffer: Buffer
     study: StudyState
     simulations: list[Simulation]
+    validation: RestoredValidation = field(default_factory=RestoredValidation)
+    """The simulations on every rank, all else on rank 0."""
 
     @property
     def batch(self) -> int:
@@ -44,7 +47,8 @@ class RestoredCheckpoint:
 
     def for_receiver(self) -> list[tuple[int, int, int, str]]:
         """Return (id, attempt, draw, status) of each simulation, as a `Receiver` takes them."""
-        return [(s.id, s.attempt, s.draw, s.status.value) for s in self.simulations]
+        everything = (*self.simulations, *self.validation.simulations)
+        return [(s.id, s.attempt, s.draw, s.status.value) for s in everything]
 
 
 def load_newest(

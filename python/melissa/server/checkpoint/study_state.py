@@ -39,13 +39,17 @@ class StudyState:
     """The simulations of a study at one moment.
 
     `draws` has (simulation, draw, parameters) in the order of drawing: as many draws the sampler has made.
-    `simulations` has a record of each that was asked for, in the order of ids.
+    `simulations` has a record of each that was asked for, in the order of ids. Simulations for validation
+    have the same of their own; `validation_files`, name -> (bytes, CRC-32C), have what they sent.
     """
 
     draws: list[tuple[int, int, list[Any]]] = field(default_factory=list)
     simulations: list[dict[str, Any]] = field(default_factory=list)
     nb_resubmitted: int = 0
     expected_steps: int | None = None
+    validation_draws: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    validation_files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     KEPT = ("attempt", "draw", "failures", "failures_of_draw", "given_up", "steps_complete", "words")
 
@@ -56,43 +60,81 @@ class StudyState:
         draws: Iterable[tuple[int, int, list[Any]]],
         nb_resubmitted: int,
         expected_steps: int | None,
+        validation: Iterable[Simulation] = (),
+        validation_draws: Iterable[tuple[int, int, list[Any]]] = (),
     ) -> StudyState:
         """Copy how the simulations stand."""
-        records = [
+        return cls(
+            _plain_draws(draws),
+            cls._records(simulations),
+            nb_resubmitted,
+            expected_steps,
+            _plain_draws(validation_draws),
+            cls._records(validation),
+        )
+
+    @classmethod
+    def _records(cls, simulations: Iterable[Simulation]) -> list[dict[str, Any]]:
+        return [
             {"id": simulation.id, "status": simulation.status.value}
             | {name: getattr(simulation, name) for name in cls.KEPT}
             for simulation in simulations
         ]
-        drawn = [(simulation, draw, plain_parameters(parameters)) for simulation, draw, parameters in draws]
-        return cls(drawn, records, nb_resubmitted, expected_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a manifest's "study"."""
-        return {
+        content: dict[str, Any] = {
             "draws": [list(draw) for draw in self.draws],
             "simulations": self.simulations,
             "nb_resubmitted": self.nb_resubmitted,
             "expected_steps": self.expected_steps,
         }
+        if self.validation:
+            content["validation"] = {
+                "draws": [list(draw) for draw in self.validation_draws],
+                "simulations": self.validation,
+                "files": {name: list(known) for name, known in self.validation_files.items()},
+            }
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> StudyState:
         """Read what `to_dict` gave."""
-        draws = [
-            (int(simulation), int(draw), list(parameters))
-            for simulation, draw, parameters in content["draws"]
-        ]
-        return cls(draws, content["simulations"], content["nb_resubmitted"], content["expected_steps"])
+        state = cls(
+            _read_draws(content), content["simulations"], content["nb_resubmitted"], content["expected_steps"]
+        )
+        if (validation := content.get("validation")) is not None:
+            state.validation_draws = _read_draws(validation)
+            state.validation = validation["simulations"]
+            state.validation_files = {
+                name: (int(size), int(checksum)) for name, (size, checksum) in validation["files"].items()
+            }
+        return state
 
     def restored_simulations(self, finished: set[int]) -> list[Simulation]:
         """Return the simulations as a restarted server has them.
 
         Those of `finished` and those that were given up are final; all others are planned anew.
         """
-        parameters = {(simulation, draw): drawn for simulation, draw, drawn in self.draws}
+        return self._restored(self.simulations, self.draws, finished)
+
+    def restored_validation(self, finished: set[int]) -> list[Simulation]:
+        """Return the simulations for validation in the same way; of those that run again nothing is here."""
+        simulations = self._restored(self.validation, self.validation_draws, finished)
+        for simulation in simulations:
+            simulation.is_validation = True
+            if not simulation.is_final:
+                simulation.steps_complete = 0
+        return simulations
+
+    @classmethod
+    def _restored(
+        cls, records: list[dict[str, Any]], draws: list[tuple[int, int, list[Any]]], finished: set[int]
+    ) -> list[Simulation]:
+        parameters = {(simulation, draw): drawn for simulation, draw, drawn in draws}
         simulations = []
-        for record in self.simulations:
-            simulation = Simulation(record["id"], **{name: record[name] for name in self.KEPT})
+        for record in records:
+            simulation = Simulation(record["id"], **{name: record[name] for name in cls.KEPT})
             simulation.parameters = parameters.get((simulation.id, simulation.draw), [])
             if simulation.given_up:
                 simulation.status = SimulationStatus.DROPPED
@@ -100,6 +142,16 @@ class StudyState:
                 simulation.status = SimulationStatus.FINISHED
             simulations.append(simulation)
         return simulations
+
+
+def _plain_draws(draws: Iterable[tuple[int, int, list[Any]]]) -> list[tuple[int, int, list[Any]]]:
+    return [(simulation, draw, plain_parameters(parameters)) for simulation, draw, parameters in draws]
+
+
+def _read_draws(content: dict[str, Any]) -> list[tuple[int, int, list[Any]]]:
+    return [
+        (int(simulation), int(draw), list(parameters)) for simulation, draw, parameters in content["draws"]
+    ]
 
 
 class StateRequests:
@@ -133,13 +185,13 @@ class StateRequests:
         return self._make()
 
 
-def advance_sampler(draw: Callable[[], Draw], state: StudyState) -> None:
+def advance_sampler(draw: Callable[[], Draw], draws: Iterable[tuple[int, int, list[Any]]]) -> None:
     """Draw as many parameters again as were drawn before the restart, so that the next ones are new ones.
 
     A sampler that draws others than before is warned of; the simulations keep what was drawn for them.
     """
     has_warned = False
-    for simulation, number, before in state.draws:
+    for simulation, number, before in draws:
         again = plain_parameters(draw().parameters)
         # NaN is no equal of itself; texts are compared.
         if not has_warned and json.dumps(again) != json.dumps(before):

@@ -75,6 +75,9 @@ class CheckpointWriter:
     flush_logs
         Has the rank's logs of the batches so far written, so that none is missing after a restart. Called
         in the writing thread.
+    save_validation
+        Writes the samples for validation that are in no file yet, and returns all files. Called in the
+        writing thread of rank 0.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class CheckpointWriter:
         study_epoch: int,
         study: Callable[[], StudyState] | None,
         flush_logs: Callable[[], None] = lambda: None,
+        save_validation: Callable[[], dict[str, tuple[int, int]]] = dict,
     ) -> None:
         self._comm = comm
         self._folder = folder
@@ -93,6 +97,7 @@ class CheckpointWriter:
         self._study_epoch = study_epoch
         self._study = study
         self._flush_logs = flush_logs
+        self._save_validation = save_validation
         self._thread: threading.Thread | None = None
         self._skip_told: tuple[int | None, _Obstacle] | None = None
         self.last_batch: int | None = None
@@ -209,7 +214,12 @@ class CheckpointWriter:
                     _sync_file(path)
                     files[str(path.relative_to(unfinished))] = CheckpointFile.measure(path)
             # After the cut: what the simulations did in between is done again where it has to be.
-            study = None if self._study is None else self._study().to_dict()
+            study: dict[str, Any] | None = None
+            if self._study is not None:
+                state = self._study()
+                # After that, too: of a simulation that has finished all samples are there.
+                state.validation_files = self._save_validation()
+                study = state.to_dict()
             Manifest(**manifest, files=files, study=study).write(unfinished)
             self._folder.commit(batch, self._comm.rank)
         except (CheckpointError, OSError) as error:

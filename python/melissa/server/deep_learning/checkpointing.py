@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,15 @@ from melissa.exceptions import CheckpointError, UnsupportedConfiguration
 from melissa.server.checkpoint.folder import CheckpointFolder
 from melissa.server.checkpoint.manifest import configuration_fingerprint
 from melissa.server.checkpoint.restart import RestoredCheckpoint, load_newest
-from melissa.server.checkpoint.study_state import advance_sampler
+from melissa.server.checkpoint.study_state import StudyState, advance_sampler
+from melissa.server.checkpoint.validation_files import (
+    RestoredValidation,
+    ValidationFiles,
+    load_validation,
+)
 from melissa.server.checkpoint.writing import CheckpointWriter, DataPlane
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
+from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.distribution import steps_of_rank
 from melissa.server.environment import StudyEnvironment
 from melissa.server.simulation import SimulationStatus
@@ -65,14 +72,19 @@ def outlive_the_disk(batch_idx: int) -> Iterator[None]:
 
 def begin_checkpoints(server: DeepMelissaServer) -> CheckpointWriter:
     """Make what writes the rank's checkpoints."""
-    control = server._control
+    control, folder, batches = server._control, CheckpointFolder(FOLDER), server.valid_dataloader
+    save_validation: Callable[[], dict[str, tuple[int, int]]] = dict
+    if isinstance(batches, ValidationBatches):
+        known = {} if server._restored is None else server._restored.validation.files
+        save_validation = ValidationFiles(folder.validation, batches, server.buffer.native, known).save
     return CheckpointWriter(
         server.comm,
-        CheckpointFolder(FOLDER),
+        folder,
         config_dict=server.config_dict,
         study_epoch=StudyEnvironment.read().study_epoch,
         study=None if control is None else control.state,
         flush_logs=server.tb_logger.flush,
+        save_validation=save_validation,
     )
 
 
@@ -124,8 +136,10 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
     """
     folder = CheckpointFolder(FOLDER)
     if StudyEnvironment.read().restart == 0:
-        if server.rank == 0 and folder.forget_all():
-            logger.info("checkpoints of an earlier study in this folder were removed")
+        if server.rank == 0:
+            if folder.forget_all():
+                logger.info("checkpoints of an earlier study in this folder were removed")
+            folder.forget_validation()
         server.comm.barrier()
         return None
     restored = load_newest(
@@ -139,8 +153,10 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
         logger.info(
             "the server was restarted, and there is no checkpoint to go on from: the study begins anew"
         )
-        if server.rank == 0 and (aside := folder.put_aside()) is not None:
-            logger.warning(f"checkpoints that cannot be used were put aside: {aside.absolute()}")
+        if server.rank == 0:
+            if (aside := folder.put_aside()) is not None:
+                logger.warning(f"checkpoints that cannot be used were put aside: {aside.absolute()}")
+            folder.forget_validation()
         server.comm.barrier()
         return None
     manifest = restored.manifest
@@ -164,12 +180,16 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
         server._registry.record(simulation, draw, parameters)
     if server.rank == 0:
         folder.forget_newer(manifest.batch)
-        advance_sampler(server._draw, restored.study)
+        advance_sampler(server._draw, restored.study.draws)
+        validation = _restore_validation(server, folder, restored.study)
+        server.comm.bcast(validation.simulations)
     else:
+        validation = RestoredValidation(server.comm.bcast(None))
         # On rank 0 the control thread's part tells of them.
         for known in restored.simulations:
             if known.status is SimulationStatus.FINISHED:
                 server._simulation_finished(known)
+    restored = replace(restored, validation=validation)
     server.comm.barrier()
     again = sum(not simulation.is_final for simulation in restored.simulations)
     logger.info(
@@ -177,6 +197,34 @@ def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:
         f"{restored.file.population} samples are in the buffer, {sum(restored.file.pending)} in batches that "
         f"wait to be trained; of {len(restored.simulations)} simulations {again} run again"
     )
+    return restored
+
+
+def _restore_validation(
+    server: DeepMelissaServer, folder: CheckpointFolder, study: StudyState
+) -> RestoredValidation:
+    """Put back the simulations for validation, and what they have sent."""
+    restored = RestoredValidation()
+    first = server.nb_simulations
+    planned = range(first, first + server._nb_validation)
+    # A class with batches of its own has not looked at what they send.
+    if server.valid_dataloader is None and server._validation_draws is not None and study.validation:
+        if all(record["id"] in planned for record in study.validation):
+            restored = load_validation(folder.validation, study)
+            for simulation, draw, parameters in study.validation_draws:
+                server._registry.record(simulation, draw, parameters)
+            advance_sampler(server._validation_draws, study.validation_draws)
+        else:
+            logger.warning(
+                "there are other simulations for validation than in the checkpoint (parameter_sweep_size or "
+                "validation_sweep_size has changed): all of them run again"
+            )
+        again = sum(not simulation.is_final for simulation in restored.simulations)
+        logger.info(
+            f"{len(restored.samples)} samples for validation are here; of {len(planned)} simulations for it "
+            f"{again + len(planned) - len(restored.simulations)} have to run"
+        )
+    folder.forget_validation(but=restored.files)
     return restored
 
 

@@ -118,7 +118,13 @@ def _open_receiver(server: DeepMelissaServer) -> Receiver:
 
 def _make_validation_batches(server: DeepMelissaServer, receiver: Receiver) -> ValidationBatches:
     """Return the batches of the simulations for validation, which grow as these send."""
-    return ValidationBatches(receiver.take_validation, make_batch_maker(server), server.batch_size)
+    return ValidationBatches(
+        receiver.take_validation,
+        make_batch_maker(server),
+        server.batch_size,
+        restored=[] if server._restored is None else server._restored.validation.samples,
+        keeps_unsaved=server.checkpoint_interval > 0,
+    )
 
 
 def _make_checks(server: DeepMelissaServer) -> SampleChecks | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,10 +30,20 @@ class ValidationBatches:
         Makes a batch of samples, as the training step gets it.
     batch_size
         Samples of a batch.
+    restored
+        Those of before a restart, which come first.
+    keeps_unsaved
+        Whether checkpoints are written: until the next one, what has come is kept for `take_unsaved`.
     """
 
     def __init__(
-        self, take: Callable[[], list[Sample]], make_batch: Callable[[list[Sample]], Any], batch_size: int
+        self,
+        take: Callable[[], list[Sample]],
+        make_batch: Callable[[list[Sample]], Any],
+        batch_size: int,
+        *,
+        restored: Sequence[Sample] = (),
+        keeps_unsaved: bool = False,
     ) -> None:
         self._take = take
         self._make_batch = make_batch
@@ -40,6 +51,10 @@ class ValidationBatches:
         self._batches: list[Any] = []
         self._rest: list[Sample] = []
         self._short: Any = None
+        self._keeps_unsaved = keeps_unsaved
+        self._lock = threading.Lock()  # of these two
+        self._came: list[Sample] = list(restored)
+        self._unsaved: list[Sample] = []
         self.nb_samples = 0
         """Samples that have come so far, as of the last look."""
 
@@ -57,7 +72,10 @@ class ValidationBatches:
 
     def look(self) -> bool:
         """Take what has come; say whether there is any batch."""
-        if samples := self._take():
+        with self._lock:
+            self._receive()
+            samples, self._came = self._came, []
+        if samples:
             self.nb_samples += len(samples)
             self._rest += samples
             self._short = None
@@ -66,6 +84,24 @@ class ValidationBatches:
                 del self._rest[: self._batch_size]
             logger.info(f"{self.nb_samples} samples for validation are here, in {len(self)} batches")
         return bool(self)
+
+    def take_unsaved(self) -> list[Sample]:
+        """Return the samples that have come since the last call; any thread may call it."""
+        with self._lock:
+            self._receive()
+            samples, self._unsaved = self._unsaved, []
+        return samples
+
+    def put_back(self, samples: list[Sample]) -> None:
+        """Have samples that could not be written come first the next time."""
+        with self._lock:
+            self._unsaved[:0] = samples
+
+    def _receive(self) -> None:
+        samples = self._take()
+        self._came += samples
+        if self._keeps_unsaved:
+            self._unsaved += samples
 
     def __bool__(self) -> bool:
         return len(self) > 0
