@@ -1,6 +1,8 @@
 """``melissa-inspect``: what it says of a checkpoint, whole or not."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from server_process import CONFIGURATION, ServerProcess
 
 import melissa
 from melissa.inspect.__main__ import main
+from melissa.server.checkpoint.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,25 @@ def test_the_version_and_the_help_are_printed():
     usage = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "CHECKPOINT" in usage.stdout
     assert "Exit status" in usage.stdout
+
+
+def test_it_says_what_there_is_of_simulations_for_validation_and_what_is_lost(output, capsys, tmp_path):
+    subprocess.run(["cp", "-r", output / "checkpoints" / "melissa", tmp_path], check=True)
+    root = tmp_path / "melissa"
+    part = root / "00000004" / "rank0"
+    manifest = Manifest.read(part)
+    (root / "validation").mkdir()
+    shutil.copy(part / "buffer.safetensors", root / "validation" / "00000001.safetensors")
+    records = [{"id": 3, "status": "finished"}, {"id": 4, "status": "running"}]
+    files = {"00000001.safetensors": manifest.files["buffer.safetensors"]}
+    study = manifest.study | {"validation": {"draws": [], "simulations": records, "files": files}}
+    dataclasses.replace(manifest, study=study).write(part)
+    status, text, _ = said(capsys, part)
+    assert status == 0, text
+    assert "for validation      2 asked for: 1 finished, 1 running; " in text
+    assert "in 1 file beside the checkpoints" in text
+    (root / "validation" / "00000001.safetensors").unlink()
+    status, text, _ = said(capsys, part)
+    assert status == 0, "a server goes on all the same"
+    assert "LOST, and its simulations for validation run again: " in text
+    assert "00000001.safetensors" in text

@@ -49,6 +49,10 @@ def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
+def _statuses(simulations: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in simulations["statuses"].items()) or "none"
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     lines = [f"checkpoint {found['path']}"]
     rows: list[tuple[str, str]] = [("batches trained", str(found["batch"]))]
@@ -60,15 +64,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
     rows += [("server ranks", str(found["nb_ranks"])), ("size", _bytes(found["bytes"]))]
     if "simulations" in found:
         simulations = found["simulations"]
-        statuses = ", ".join(f"{count} {status}" for status, count in simulations["statuses"].items())
         rows += [
-            ("simulations", f"{simulations['asked_for']} asked for: {statuses or 'none'}"),
+            ("simulations", f"{simulations['asked_for']} asked for: {_statuses(simulations)}"),
             ("parameters drawn", str(simulations["parameters_drawn"])),
         ]
+    if "validation" in found:
+        validation = found["validation"]
+        sizes = validation["files"].values()
+        where = f"{_bytes(sum(sizes))} in {_counted(len(sizes), 'file')} beside the checkpoints"
+        asked_for = f"{validation['asked_for']} asked for: {_statuses(validation)}"
+        rows.append(("for validation", f"{asked_for}; {where}"))
     lines += _aligned(rows)
     for rank in found["ranks"]:
         lines.append(f"rank {rank['rank']}")
         lines += _aligned(_rank_rows(rank))
+    lost = found.get("validation", {}).get("lost", [])
+    lines += [f"LOST, and its simulations for validation run again: {text}" for text in lost]
     checked = "every checksum is right" if found["checked"] else "checksums were not looked at"
     lines += [f"PROBLEM: {problem}" for problem in found["problems"]] or [f"whole; {checked}"]
     return lines

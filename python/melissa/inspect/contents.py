@@ -51,6 +51,7 @@ def contents(checkpoint: Path, *, check: bool = True) -> dict[str, Any]:
     problems: list[str] = []
     ranks: list[dict[str, Any]] = []
     manifests: list[Manifest] = []
+    for_validation: set[int] = set()
     for rank in folder.ranks(batch):
         part = folder.of_rank(batch, rank)
         try:
@@ -58,7 +59,10 @@ def contents(checkpoint: Path, *, check: bool = True) -> dict[str, Any]:
             manifests.append(manifest)
             if check:
                 manifest.check_files(part)
-            ranks.append(_rank(part, manifest))
+            if manifest.study is not None:  # rank 0's, which is the first
+                records = manifest.study.get("validation", {}).get("simulations", [])
+                for_validation = {record["id"] for record in records}
+            ranks.append(_rank(part, manifest, for_validation))
         except CheckpointError as error:
             problems.append(str(error))
     nb_ranks = max((manifest.nb_ranks for manifest in manifests), default=0)
@@ -87,6 +91,8 @@ def contents(checkpoint: Path, *, check: bool = True) -> dict[str, Any]:
         study = next((manifest.study for manifest in manifests if manifest.study is not None), None)
         if study is not None:
             result["simulations"] = _simulations(study)
+            if (validation := study.get("validation")) is not None:
+                result["validation"] = _validation(validation, folder.validation, check)
     result["bytes"] = sum(sum(part["files"].values()) for part in ranks)
     result["ranks"] = ranks
     return result
@@ -102,9 +108,29 @@ def _simulations(study: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rank(part: Path, manifest: Manifest) -> dict[str, Any]:
+def _validation(known: dict[str, Any], folder: Path, check: bool) -> dict[str, Any]:
+    """Return what there is of simulations for validation; "lost" says which of their samples are not there.
+
+    That is no problem for a server that goes on: it runs them again.
+    """
+    lost = []
+    for name, (size, checksum) in known["files"].items():
+        try:
+            CheckpointFile(folder / name, (size, checksum) if check else None)
+        except CheckpointError as error:
+            lost.append(str(error))
+    statuses = Counter(record["status"] for record in known["simulations"])
+    return {
+        "asked_for": len(known["simulations"]),
+        "statuses": dict(sorted(statuses.items())),
+        "files": {name: size for name, (size, _) in known["files"].items()},
+        "lost": lost,
+    }
+
+
+def _rank(part: Path, manifest: Manifest, for_validation: set[int]) -> dict[str, Any]:
     file = CheckpointFile(part / BUFFER_FILE)
-    known = file.simulations
+    known = [known for known in file.simulations if known[0] not in for_validation]
     return {
         "rank": manifest.rank,
         "buffer": file.buffer | {"population": file.population},
