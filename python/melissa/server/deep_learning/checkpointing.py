@@ -24,6 +24,7 @@ from melissa.server.checkpoint.writing import CheckpointWriter, DataPlane
 from melissa.server.deep_learning.dataset import MelissaIterableDataset
 from melissa.server.deep_learning.validation_batches import ValidationBatches
 from melissa.server.distribution import steps_of_rank
+from melissa.server.ending import StudyEnding
 from melissa.server.environment import StudyEnvironment
 from melissa.server.simulation import SimulationStatus
 
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
     from melissa.server.deep_learning.lanes import BatchSource, Delivery
 
-__all__ = ["BatchesAhead", "begin_checkpoints", "outlive_the_disk", "restart", "write_last", "write_state"]
+__all__ = [
+    "BatchesAhead",
+    "begin_checkpoints",
+    "outlive_the_disk",
+    "restart",
+    "wait_until_written",
+    "write_last",
+    "write_state",
+]
 
 logger = logging.getLogger("melissa")
 
@@ -114,19 +123,21 @@ def write_last(server: DeepMelissaServer, write: Callable[[], None], *, is_inter
     Reception may end when the cut is taken. Who ends a server that is interrupted waits until the checkpoint
     is on the disk: so does this, before code of the study's class takes its time.
     """
+    checkpoints = server._checkpoints
     with server._progress.saving():
-        _wait_until_written(server)
+        if checkpoints is not None:
+            wait_until_written(checkpoints, server._ending)
         write()
         server._progress.saves_when_stopped = False
-        if is_interrupted:
-            _wait_until_written(server)
+        if checkpoints is not None and is_interrupted:
+            wait_until_written(checkpoints, server._ending)
 
 
-def _wait_until_written(server: DeepMelissaServer) -> None:
+def wait_until_written(checkpoints: CheckpointWriter, ending: StudyEnding) -> None:
     """Wait until this rank's part is written; raises what fails meanwhile: a disk may hang for hours."""
-    while server._checkpoints is not None and server._checkpoints.is_busy:
-        server._ending.check()
-        server._checkpoints.wait(timeout=0.2)
+    while checkpoints.is_busy:
+        ending.check()
+        checkpoints.wait(timeout=0.2)
 
 
 def restart(server: DeepMelissaServer) -> RestoredCheckpoint | None:

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from melissa.launcher.message import Finished
+from melissa.server.deep_learning.checkpointing import wait_until_written
 from melissa.server.deep_learning.tensorboard import convert_tb_logs_to_df
-from melissa.server.ending import StudyEnding
 from melissa.server.extension_log import forward_extension_log
 from melissa.server.ranks.agent import RankAgent
 from melissa.server.report import StudyReport
 
 if TYPE_CHECKING:
-    from melissa.server.checkpoint.writing import CheckpointWriter
     from melissa.server.deep_learning.base_dl_server import DeepMelissaServer
 
 __all__ = ["Finalization", "agree_on_stop", "finalize"]
@@ -75,7 +74,7 @@ def _finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     if server._checkpoints is not None:
         # While the control thread lives, which tells the launcher that this may take its time.
         with server._progress.saving():
-            _wait_for_checkpoint(server._checkpoints, server._ending)
+            wait_until_written(server._checkpoints, server._ending)
     if server._ensemble is not None:
         report = server._ensemble.finish(has_received_all).content
         if server._fast_dev_run is not None:
@@ -87,13 +86,6 @@ def _finalize_in_order(server: DeepMelissaServer, exit_: int) -> None:
     if server._ranks is not None:
         server._ranks.end()
     _close_receiver(server)
-
-
-def _wait_for_checkpoint(checkpoints: CheckpointWriter, ending: StudyEnding) -> None:
-    """Wait until what is being written is written; raises what fails meanwhile: a disk may hang for hours."""
-    while checkpoints.is_busy:
-        ending.check()
-        checkpoints.wait(timeout=0.2)
 
 
 def _finalize_after_failure(server: DeepMelissaServer) -> None:
