@@ -89,7 +89,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", ["killed", pytest.param("stopped", marks=pytest.mark.long)])
 def test_a_server_that_ends_in_the_drain_of_all_goes_on_there_to_the_last_sample(end, study):
     """Rank 0 has ten batches, rank 1 has seven."""
     study.solver("solve(20 if SIMULATION % 2 == 0 else 14)")
