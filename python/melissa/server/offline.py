@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from melissa.exceptions import FatalError, UnsupportedConfiguration
 from melissa.launcher.message import Finished, JobUpdate, Progress, Register
@@ -92,6 +92,8 @@ class OfflineControl(StudyControl):
     """Runs the ensemble by the states of jobs alone, and keeps in a file which simulations have ended."""
 
     WAITS_FOR_CONNECTIONS = False
+    WHAT_HOPELESS_CLIENTS_DO = "failed"
+    CLIENT_ENVIRONMENT: ClassVar[dict[str, str]] = {"MELISSA_OFFLINE": "1"}
     STATE_FILE = Path(".melissa") / "simulations.json"
     """In the output folder."""
 
@@ -124,14 +126,8 @@ class OfflineControl(StudyControl):
                 "that have ended since run again"
             )
 
-    def _client_environment(self, simulation: Simulation) -> dict[str, str]:
-        return super()._client_environment(simulation) | {"MELISSA_OFFLINE": "1"}
-
     def _has_proved_the_solver(self) -> bool:
         return self.count(SimulationStatus.FINISHED) > 0
-
-    def _what_hopeless_clients_do(self) -> str:
-        return "failed"
 
     def _look_for_the_end(self) -> None:
         if self._is_over or not self._receiver.reception_over:
@@ -140,7 +136,7 @@ class OfflineControl(StudyControl):
         self._listeners.reception_over()
         if self._ending.stop_reason is None and not self._has_proved_the_solver():
             raise FatalError(
-                f"none of the {self._plan.nb_simulations} simulations has ended well.{self._last_failure()}"
+                f"none of the {self._plan.nb_simulations} simulations has ended well.{self._failures.last}"
             )
 
     def _tell_progress(self, now: float) -> None:
