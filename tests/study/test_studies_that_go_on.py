@@ -148,7 +148,8 @@ melissa_finalize()
 """
 
 
-def test_a_simulation_for_validation_that_is_in_the_checkpoint_does_not_run_again(study):
+@pytest.mark.parametrize("nb_ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_simulation_for_validation_that_is_in_the_checkpoint_does_not_run_again(nb_ranks, study):
     study.solver(VALIDATION_SOLVER)
     study.server(VALIDATING, base="learning")
     study.configure(
@@ -158,18 +159,27 @@ def test_a_simulation_for_validation_that_is_in_the_checkpoint_does_not_run_agai
             "study_options.nb_time_steps": NB_TIME_STEPS,
             "dl_config.per_server_watermark": 6,
             "dl_config.nb_batches_update": 3,
+            "dl_config.drain": "all",
         }
     )
+    if nb_ranks > 1:
+        study.configure(
+            {
+                "launcher_config.scheduler": "openmpi",
+                "launcher_config.scheduler_arg": ["--oversubscribe"],
+                "launcher_config.scheduler_arg_server": ["-n", str(nb_ranks)],
+            }
+        )
     launcher = study.start()
 
     def is_saved():
         # It may be removed meanwhile, when newer ones are there.
-        manifest = study.read(f"checkpoints/melissa/{newest(study):08d}/rank0/manifest.json")
+        manifest = study.read(f"checkpoints/melissa/{newest(study, nb_ranks):08d}/rank0/manifest.json")
         known = json.loads(manifest)["study"]["validation"]["simulations"] if manifest else []
         return any((each["id"], each["status"]) == (4, "finished") for each in known)
 
     study.wait_until(is_saved, "a checkpoint with all of simulation 4")
-    os.kill(study.process("melissa.server"), signal.SIGKILL)
+    os.kill(server_rank(study, 0) if nb_ranks > 1 else study.process("melissa.server"), signal.SIGKILL)
     study.set_mark("may_go_on")
     assert study.wait(launcher).returncode == 0, study.logs()
     study.expect_ledger(NB_SIMULATIONS * NB_TIME_STEPS)
