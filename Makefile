@@ -59,7 +59,7 @@ models: environment ## model checks of the core's concurrency, and whether they 
 	@STEP_DETAIL=1 $(STEP) "planted defects" ci/verify/planted.sh
 
 python-test: packages $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the tests in Python
-	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q -n $(WORKERS) --dist loadgroup
+	@STEP_DETAIL=1 $(STEP) "pytest" python -m pytest -q -n $(WORKERS) --dist loadfile
 
 verify: $(STAMPS)/requirements-test $(STAMPS)/extension-dev ## the long forms of the proofs (docs/verification.md)
 	@for check in $(VERIFY); do STEP_DETAIL=1 $(STEP) "verify $$check" ci/verify/$$check.sh; done

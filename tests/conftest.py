@@ -1,10 +1,9 @@
 """What holds for all tests."""
 
 import os
+import signal
 import sys
 from types import ModuleType
-
-import pytest
 
 # TensorBoard's reader takes its file functions from TensorFlow where that is installed: seconds to import,
 # and beside torch some builds of the two abort the process.
@@ -15,22 +14,10 @@ if os.getuid() == 0:
     os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
     os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
 
+# Tests share the cores, and so do the ranks of one: threads of torch, which wait for each other by
+# spinning, would slow all of them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, let those that share a costly fixture run in the same one.
-
-    A study that ten tests look at runs once, then, and not once in each process.
-    """
-    for item in items:
-        place = _place_of_shared_fixture(item)
-        if place is not None and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(place))
-
-
-def _place_of_shared_fixture(item: pytest.Item) -> str | None:
-    """Return the test file, or the folder, of a fixture for several tests that `item` uses; None without."""
-    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
-    places = {used[-1].baseid for used in definitions if used[-1].scope != "function"}
-    # Fixtures of pytest and of its plugins, which cost nothing, have other places.
-    return max((place for place in places if place.startswith("tests/")), default=None)
+# A shell's background jobs ignore Ctrl-C, and so would the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,4 +4,4 @@
 #   ci/verify/studies.sh [WORKERS]    processes side by side, by default 3
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-exec python -m pytest -q -m long -n "${1:-3}" --dist loadgroup
+exec python -m pytest -q -m long -n "${1:-3}" --dist loadfile
