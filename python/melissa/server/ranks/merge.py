@@ -28,7 +28,9 @@ def _merged_status(statuses: Sequence[str]) -> str:
 
     It is finished when it is so on every rank. Of the ranks that it still sends to, the one with which it
     gets on best counts: it is silent only when it is so on all of them. A rank where it is still planned says
-    nothing of it: it connects to the next rank only when the one before has welcomed it.
+    nothing of it: it connects to the next rank only when the one before has welcomed it. A client that has
+    not kept this order, and is silent behind a rank that it waits for, may wait for another that did the
+    same: it is silent, and makes way.
     """
     unfinished = {status for status in statuses if status != "finished"}
     if not unfinished:
@@ -38,7 +40,8 @@ def _merged_status(statuses: Sequence[str]) -> str:
             return status
     if unfinished == {"planned"}:
         return "planned" if "finished" not in statuses else "running"
-    return "silent" if unfinished - {"planned"} == {"silent"} else "connected"
+    out_of_order = "connected" in statuses and "silent" in statuses[statuses.index("connected") :]
+    return "silent" if out_of_order or unfinished - {"planned"} == {"silent"} else "connected"
 
 
 class MergedStates:
