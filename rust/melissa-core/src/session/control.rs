@@ -215,11 +215,12 @@ impl Reception {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Stage::Member(member) = &mut connection.stage else { return };
         let (simulation, rank) = (member.simulation, member.rank);
+        // Another connection of this rank is that of an attempt that came after this one had its answer.
         let told = self.simulations[simulation as usize]
             .run
             .as_ref()
             .and_then(|run| run.ranks.get(&rank))
-            .is_none_or(|rank| rank.acknowledged);
+            .is_none_or(|rank| rank.acknowledged || rank.connection != Some(id));
         if told {
             return;
         }

@@ -266,7 +266,10 @@ impl Reception {
             log::warn!("{text}");
             self.simulations[simulation as usize].error = text;
         }
-        self.steps_per_simulation.get_or_insert(most);
+        // Where no step of it belongs to this rank, nobody could compare its word for their number with anything.
+        if self.gets_steps_of(simulation) {
+            self.steps_per_simulation.get_or_insert(most);
+        }
         log::debug!("simulation {simulation} has finalized with {steps} complete time steps");
         if self.config.nb_ranks == 1 || self.is_for_validation(simulation) {
             self.close_finished(simulation);

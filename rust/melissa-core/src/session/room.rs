@@ -292,6 +292,10 @@ impl Reception {
     }
 
     fn grant_promises(&mut self) {
+        // Those in the row have been told to stop: after a Welcome their data would be read as that of a study that goes on.
+        if self.stopped {
+            return;
+        }
         while self.room.promises < self.room.assembly_slots {
             let Some(simulation) = self.room.promise_row.pop_front() else { return };
             self.welcome(simulation);

@@ -236,6 +236,14 @@ impl Client {
         self.read_acknowledgement()
     }
 
+    /// Whether the server has said something that was not read yet, or the connection is over.
+    pub fn has_answer(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// What the server says next.
     pub fn answer(&mut self) -> Answer {
         match read_frame(&mut self.stream) {

@@ -1,5 +1,5 @@
 //! The receiving session over real sockets: each test is a small study on the loopback interface.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod attacks;
 mod attempts;
@@ -14,5 +14,7 @@ mod replacement;
 mod restarts;
 mod room;
 mod schedules;
+mod server;
+mod several_ranks;
 mod strangers;
 mod study;

@@ -1,6 +1,6 @@
 //! A full training buffer, a paused one, and the promises to simulations of several ranks.
 
-use crate::client::Identity;
+use crate::client::{Answer, Identity};
 use crate::study::{FIELDS, Study, bytes_of, config, eventually, fifo, key, send_step};
 use melissa_core::buffer::{BufferConfig, Kind};
 use melissa_core::ledger::Reason;
@@ -152,6 +152,37 @@ fn a_simulation_that_dies_while_it_waits_for_a_promise_leaves_the_row() {
         rank.read_welcome().unwrap();
     }
     study.wait_status(2, Status::Running);
+}
+
+#[test]
+fn a_simulation_that_waits_for_a_promise_when_the_study_stops_hears_of_the_stop_alone() {
+    let study = Study::start(config(3), fifo(10, 1));
+    let join = |simulation: u32| {
+        study.register(simulation, 1, 0);
+        let who = |rank| Identity::of(simulation).rank(rank, 2);
+        let mut ranks = [0, 1].map(|rank| study.connect(who(rank)));
+        for rank in &mut ranks {
+            rank.send_join(&[("temperature", Dtype::F32, 5), ("flux", Dtype::F64, 3)]);
+        }
+        ranks
+    };
+    let first = join(0);
+    study.wait_status(0, Status::Running);
+    let second = join(1);
+    // Whoever connects after its Joins is answered after them.
+    study.register(2, 1, 0);
+    drop(study.joined(Identity::of(2)));
+    study.session.stop().unwrap();
+    for (mut rank, welcomed) in
+        first.into_iter().map(|rank| (rank, true)).chain(second.map(|rank| (rank, false)))
+    {
+        if welcomed {
+            rank.read_welcome().unwrap();
+        }
+        assert_eq!(rank.answer(), Answer::Stop);
+        // It goes on until its finalize without a look at what it is told.
+        rank.finalize(3).unwrap();
+    }
 }
 
 #[test]

@@ -103,6 +103,15 @@ impl Study {
         }
     }
 
+    /// A simulation's state now; before anything is known of it, there is none.
+    pub fn state(&self, simulation: u32) -> Option<SimulationState> {
+        let mut states = self.states.lock().unwrap();
+        for state in self.session.changes(Duration::ZERO).unwrap() {
+            states.insert(state.simulation_id, state);
+        }
+        states.get(&simulation).cloned()
+    }
+
     pub fn wait_status(&self, simulation: u32, status: Status) -> SimulationState {
         self.wait_state(simulation, |state| state.status == status)
     }
