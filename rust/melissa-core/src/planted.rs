@@ -57,6 +57,12 @@ bugs! {
     CloseBesidePublish = "close-beside-publish",
     /// A retired slot becomes free although it is pinned.
     FreedUnderPin = "freed-under-pin",
+    /// A simulation that is finished on one of several server ranks is final there, before it is confirmed.
+    FinalUnconfirmed = "final-unconfirmed",
+    /// Reception is over once every simulation is finished on this server rank, confirmed or not.
+    OverUnconfirmed = "over-unconfirmed",
+    /// A finished simulation that is opened again for other parameters keeps the old ones, of which all steps are complete.
+    ReopenedComplete = "reopened-complete",
 }
 
 /// Whether this process has the defect.

@@ -7,6 +7,7 @@ use super::error::Refusal;
 use super::reception::Reception;
 use super::state::{SimulationState, Status};
 use crate::ledger::Reason;
+use crate::planted::{Bug, planted};
 use crate::sync::{Arc, lock};
 use crate::wire::handshake::code;
 use crate::wire::header::{Header, Kind};
@@ -87,6 +88,8 @@ impl Reception {
             )));
         }
         let old_draw = entry.draw;
+        let keeps = planted(Bug::ReopenedComplete) && entry.status == Status::Finished;
+        let draw = if keeps { old_draw } else { draw };
         if entry.run.is_some() {
             let text = format!("attempt {attempt} of simulation {simulation} takes the place of this one");
             self.break_attempt(simulation, None, &text, &Refusal::new(code::ATTEMPT, text.clone()));

@@ -8,6 +8,7 @@ use super::reception::Reception;
 use super::state::Status;
 use crate::error::{BufferError, describe};
 use crate::ledger::Reason;
+use crate::planted::{Bug, planted};
 use crate::schema::Schema;
 use crate::sync::{Arc, lock};
 use crate::wire::handshake::{FieldLayout, Join, Refused, Welcome, code, encode_frame, parse};
@@ -271,7 +272,7 @@ impl Reception {
             self.steps_per_simulation.get_or_insert(most);
         }
         log::debug!("simulation {simulation} has finalized with {steps} complete time steps");
-        if self.config.nb_ranks == 1 || self.is_for_validation(simulation) {
+        if self.config.nb_ranks == 1 || self.is_for_validation(simulation) || planted(Bug::FinalUnconfirmed) {
             self.close_finished(simulation);
         } else {
             // Another server rank may lack time steps of it: then it runs again.

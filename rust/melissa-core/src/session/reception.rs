@@ -15,6 +15,7 @@ use super::validation::Kept;
 use super::{Command, Shared};
 use crate::buffer::Buffer;
 use crate::error::BufferError;
+use crate::planted::{Bug, planted};
 use crate::schema::Schema;
 use crate::sync::{Arc, Ordering};
 use crate::wire::distribution::{Distribution, Steps};
@@ -329,7 +330,9 @@ impl Reception {
     /// Closes the training buffer once every simulation that is trained on is final and every complete sample is in it, and
     /// ends reception once those for validation are final as well: training waits for none of these.
     pub(super) fn check_over(&mut self) {
-        if self.over || !self.room.is_drained() || self.open.iter().any(|&open| open > 0) {
+        let finished = || self.simulations.iter().all(|entry| entry.status.is_final());
+        let open = self.open.iter().any(|&open| open > 0) && !(planted(Bug::OverUnconfirmed) && finished());
+        if self.over || !self.room.is_drained() || open {
             return;
         }
         if self.nb_final >= self.config.nb_simulations() {
