@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from fake_slurm import FakeSlurm
 
+from melissa.scheduler import slurm as slurm_module
 from melissa.scheduler import slurm_commands, slurm_submissions
 from melissa.scheduler.arguments import JobOptions
 from melissa.scheduler.job import Job, JobKind, JobRequest, State
@@ -553,6 +554,19 @@ def test_a_job_that_is_cancelled_while_sbatch_fails_is_not_submitted_again(slurm
     assert (job.state, job.error) == (State.FAILED, "cancelled before it was submitted")
     assert len(slurm.calls("sbatch")) == 1
     assert slurm.jobs == {}
+
+
+@pytest.mark.parametrize(("youth", "option"), [(1000.0, "--quiet"), (0.0, "--signal=TERM")])
+def test_tasks_are_sent_no_signal_while_slurm_starts_them(slurm, start, monkeypatch, youth, option):
+    monkeypatch.setattr(slurm_module, "YOUTH", youth)
+    jobs = start()
+    job = jobs.submit()
+    jobs.wait_for_number(job)
+    slurm.change(job.number, "RUNNING")
+    jobs.wait(lambda: job.state is State.RUNNING)
+    jobs.scheduler.cancel([job], 1000.0)
+    wait(lambda: slurm.calls("scancel"))
+    assert slurm.calls("scancel")[0][-2:] == [option, job.number]
 
 
 # The end.

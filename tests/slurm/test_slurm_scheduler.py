@@ -12,7 +12,7 @@ import pytest
 from melissa.scheduler.arguments import JobOptions
 from melissa.scheduler.factory import default_job_limit, make_scheduler, nb_server_ranks
 from melissa.scheduler.job import JobKind, JobRequest, State
-from melissa.scheduler.slurm import SlurmScheduler
+from melissa.scheduler.slurm import YOUTH, SlurmScheduler
 
 
 class Jobs:
@@ -125,6 +125,8 @@ def test_a_cancelled_job_has_its_grace_after_sigterm(start, tmp_path):
     jobs = start()
     job = jobs.submit(ENDS_IN_ORDER)
     jobs.wait(lambda: job.state is State.RUNNING and (tmp_path / "here").exists())
+    grown_up = time.monotonic() + YOUTH
+    jobs.wait(lambda: time.monotonic() > grown_up)
     jobs.scheduler.cancel([job], 20.0)
     jobs.wait_for_end(job)
     assert (tmp_path / "saved").exists()

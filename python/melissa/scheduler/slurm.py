@@ -35,6 +35,12 @@ LAUNCHERS = ("srun", "mpiexec", "mpirun")
 KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"
 """A rank that dies ends the others, as under mpiexec; one of the user's that comes later holds."""
 
+YOUTH = 2.0
+"""Seconds of a job's run in which its tasks are sent no signal: Slurm is just starting them.
+
+A signal to them then hung the ``slurmstepd`` of Slurm 22.05 in up to one of five jobs, which `scancel` could
+not end any more; the latest such signal came half a second after the start.
+"""
 _KILL_PAUSE = 10.0
 _IMPATIENCE = 5.0
 _CLOSE_PAUSE = 0.2
@@ -109,6 +115,7 @@ class SlurmScheduler(Scheduler):
         self._is_started = False
         self._jobs: dict[str, Job] = {}  # by Slurm's number
         self._changed: dict[Job, None] = {}  # and not reported yet, in order
+        self._running_since: dict[str, float] = {}  # when that was heard
         self._kill_at: dict[str, float] = {}
         self._scancels = 0  # begun, and not ended
         self._is_asking = False
@@ -274,8 +281,10 @@ class SlurmScheduler(Scheduler):
         name, status, _ = found
         if name in _WAITING:
             job.state = State.WAITING
+            self._running_since.pop(number, None)
         elif name in _LIVE:
             job.state = State.RUNNING
+            self._running_since.setdefault(number, time.monotonic())
         elif name not in (*_FINAL, _FORGOTTEN):
             # Running twice is worse than waiting: a state that a newer Slurm has is not the end.
             if name not in self._unknown_states:
@@ -308,6 +317,7 @@ class SlurmScheduler(Scheduler):
 
     def _forget(self, number: str) -> None:
         del self._jobs[number]
+        self._running_since.pop(number, None)
         self._kill_at.pop(number, None)
         self._stderr_start.pop(number, None)
         self._submissions.room()
@@ -317,12 +327,15 @@ class SlurmScheduler(Scheduler):
         wanted = set(jobs)
         self._submissions.cancel(wanted, grace)
         found = {number: job for number, job in self._jobs.items() if job in wanted}
-        due = time.monotonic() + grace
+        now = time.monotonic()
+        due = now + grace
         for number in found:
             self._kill_at[number] = min(due, self._kill_at.get(number, due))
+        running = {
+            number: job for number, job in found.items() if now - self._running_since.get(number, now) > YOUTH
+        }
         # One that runs is told first: plain scancel comes to SIGKILL only after the cluster's KillWait.
-        self._scancel([number for number, job in found.items() if job.state is State.WAITING])
-        running = {number: job for number, job in found.items() if job.state is State.RUNNING}
+        self._scancel([number for number in found if number not in running])
         # An srun that gets SIGTERM kills its tasks at once: they are told by Slurm, and it is not. Other
         # launchers hand the signal on.
         under_srun = [number for number, job in running.items() if self._is_under_srun(job)]
