@@ -7,10 +7,11 @@ use crate::state::Law;
 /// Slots are told apart by numbers; those that are free have none.
 pub type Slot = u8;
 
-/// Simulation and time step, of the server rank's own.
+/// Simulation, draw of its parameters and time step, of the server rank's own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key {
     pub simulation: u8,
+    pub draw: u8,
     pub local: u8,
 }
 
@@ -242,6 +243,6 @@ impl Buffer {
 
 impl Key {
     pub const fn bit(self, config: &Config) -> u32 {
-        1 << (self.simulation * config.steps + self.local)
+        1 << ((self.draw * config.sizes.len() as u8 + self.simulation) * config.steps + self.local)
     }
 }

@@ -73,10 +73,16 @@ pub enum Fault {
     PromisesWithoutLimit,
     /// The end of a simulation throws its sample away that waits for room.
     FinishedSamplesDropped,
+    /// A simulation that is finished on one server rank is final there, whatever the others say.
+    FinalUnconfirmed,
+    /// Reception ends when every simulation is finished on this server rank, confirmed or not.
+    OverUnconfirmed,
+    /// A finished simulation that is opened again for new parameters keeps the old ones.
+    RedrawForgotten,
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::SinglesIgnorePromises,
         Self::PromiseKeptAtEnd,
         Self::FreedPromiseGoesToNobody,
@@ -95,12 +101,19 @@ impl Fault {
         Self::AcknowledgedAtOnce,
         Self::PromisesWithoutLimit,
         Self::FinishedSamplesDropped,
+        Self::FinalUnconfirmed,
+        Self::OverUnconfirmed,
+        Self::RedrawForgotten,
     ];
 }
 
 #[derive(Clone, Debug)]
 pub struct Config {
     pub servers: u8,
+    /// All time steps of a simulation go to one server rank.
+    pub by_simulation: bool,
+    /// The server ranks know how many time steps there are, and promise nothing where none goes to them.
+    pub knows_steps: bool,
     /// Ranks of each simulation.
     pub sizes: &'static [u8],
     /// Time steps of each simulation.
@@ -123,6 +136,8 @@ pub struct Config {
     pub replacements: u8,
     /// Instead of being replaced, an attempt may be the last of its simulation.
     pub gives_up: bool,
+    /// The attempt that takes its place may have new parameters.
+    pub redrawn: bool,
     /// The study may be stopped early.
     pub stops: bool,
     pub rule: Rule,
@@ -134,6 +149,8 @@ impl Config {
     pub const fn new(sizes: &'static [u8], steps: u8) -> Self {
         Self {
             servers: 1,
+            by_simulation: false,
+            knows_steps: true,
             sizes,
             steps,
             parts: 2,
@@ -147,6 +164,7 @@ impl Config {
             redraws: 0,
             replacements: 0,
             gives_up: false,
+            redrawn: false,
             stops: false,
             rule: Rule::ByServerRank,
             fault: Fault::None,
@@ -157,8 +175,12 @@ impl Config {
         self.capacity + self.assembly + self.lent
     }
 
-    /// Time step `local` of those of a simulation that belong to a server rank: `(t + s) mod P` is its number.
+    /// Time step `local` of those of a simulation that belong to a server rank: `(t + s) mod P` is its number, or `s mod P`;
+    /// the greatest number when none belongs to it.
     pub const fn time_step(&self, simulation: u8, server: u8, local: u8) -> u8 {
+        if self.by_simulation {
+            return if simulation % self.servers == server { local } else { u8::MAX };
+        }
         let first = (server + self.servers - simulation % self.servers) % self.servers;
         first + local * self.servers
     }
@@ -170,6 +192,15 @@ impl Config {
             local += 1;
         }
         local
+    }
+
+    /// Whether a server rank gets a time step of a simulation at all, as far as it knows.
+    pub const fn gets_steps_of(&self, simulation: u8, server: u8) -> bool {
+        if self.knows_steps {
+            self.steps_at(simulation, server) > 0
+        } else {
+            self.time_step(simulation, server, 0) < u8::MAX
+        }
     }
 
     pub const fn steps_at(&self, simulation: u8, server: u8) -> u8 {

@@ -17,7 +17,8 @@ mod state;
 
 use config::{Config, Fault, Kind, Rule, Sampling};
 use model::{
-    Action, COMPLETES, GOES_ON, LAWS, OCCURS, ONE_SLOT, OWNED, PROMISES, RIGHT, SERVES, Study, UNTIED,
+    Action, COMPLETES, CONFIRMED, GOES_ON, LAWS, OCCURS, ONE_SLOT, OWNED, PROMISES, RIGHT, SERVES, Study,
+    UNTIED,
 };
 use state::State;
 use stateright::{Checker, Model};
@@ -69,6 +70,19 @@ fn short() -> Vec<(&'static str, Config)> {
             Config { servers: 2, sampling: Sampling::Gathers, ..mixed() },
         ),
         ("two server ranks and a stop", Config { servers: 2, stops: true, ..pairs() }),
+        (
+            "two server ranks, and a replacement that may have new parameters",
+            Config { servers: 2, parts: 1, replacements: 1, redrawn: true, ..Config::new(&[2], 3) },
+        ),
+        (
+            "two server ranks, each with all steps of its simulations, and a replacement",
+            Config { servers: 2, parts: 1, by_simulation: true, replacements: 1, ..mixed() },
+        ),
+        ("three server ranks, and one that gets nothing", Config { servers: 3, parts: 1, ..pairs() }),
+        (
+            "three server ranks and a replacement",
+            Config { servers: 3, parts: 1, replacements: 1, ..Config::new(&[2], 3) },
+        ),
     ]
 }
 
@@ -132,6 +146,41 @@ fn long() -> Vec<(&'static str, Config)> {
         (
             "two server ranks, a reservoir, a sampler that pins, and a replacement",
             Config { servers: 2, replacements: 1, kind: RESERVOIR, sampling: Sampling::Gathers, ..pairs(2) },
+        ),
+        (
+            "two server ranks, two replacements that may have new parameters, and drops",
+            Config {
+                servers: 2,
+                parts: 1,
+                replacements: 2,
+                redrawn: true,
+                gives_up: true,
+                ..Config::new(&[2, 1], 2)
+            },
+        ),
+        (
+            "two server ranks, a replacement that may have new parameters, and a stop",
+            Config { servers: 2, parts: 1, replacements: 1, redrawn: true, stops: true, ..pairs(2) },
+        ),
+        (
+            "two server ranks, each with all steps of its simulations, a replacement and drops",
+            Config {
+                servers: 2,
+                parts: 1,
+                by_simulation: true,
+                knows_steps: false,
+                replacements: 1,
+                gives_up: true,
+                ..pairs(2)
+            },
+        ),
+        (
+            "three server ranks and a replacement",
+            Config { servers: 3, parts: 1, replacements: 1, ..Config::new(&[2, 1], 3) },
+        ),
+        (
+            "three server ranks, and a replacement that may have new parameters",
+            Config { servers: 3, parts: 1, replacements: 1, redrawn: true, ..Config::new(&[2], 3) },
         ),
         (
             "two server ranks, two promises, and connections that hold nothing",
@@ -215,7 +264,8 @@ fn promises_in_no_order_let_two_simulations_wait_for_each_other() {
 #[test]
 fn samplers_in_step_starve_beside_a_full_rank_when_the_ranks_shares_differ() {
     // Each simulation has one time step: those with even ids send to server rank 0 alone, the others to rank 1.
-    let in_step = Config { servers: 2, in_step: true, ..Config::new(&[2, 2], 2) };
+    // Nobody has said how many they are, so that each is promised a slot on both.
+    let in_step = Config { servers: 2, in_step: true, knows_steps: false, ..Config::new(&[2, 2], 2) };
     let uneven =
         Config { lent: 0, parts: 1, ..Config { sizes: &[2, 2, 2, 2, 2], steps: 1, ..in_step.clone() } };
     let path = counterexample(uneven, GOES_ON).expect("samplers that wait for ever");
@@ -254,6 +304,10 @@ fn symptom(fault: Fault) -> (Config, &'static str) {
         Fault::AcknowledgedAtOnce => (mixed, LAWS),
         Fault::PromisesWithoutLimit => (Config::new(&[2, 2], 1), PROMISES),
         Fault::FinishedSamplesDropped => (mixed, COMPLETES),
+        Fault::FinalUnconfirmed => (Config { servers: 2, ..pairs }, CONFIRMED),
+        Fault::OverUnconfirmed | Fault::RedrawForgotten => {
+            (Config { servers: 2, replacements: 1, redrawn: true, ..mixed }, COMPLETES)
+        }
     };
     (Config { fault, ..config }, broken)
 }

@@ -6,7 +6,7 @@
 use crate::buffer::Key;
 use crate::config::{Config, Fault, Kind, Rule, Sampling};
 use crate::server::Turn;
-use crate::state::{Control, Input, Run, Server, State, Status, Wait};
+use crate::state::{Control, Input, Run, Server, Simulation, State, Status, Wait};
 use stateright::{Model, Property};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,9 +188,10 @@ impl Study {
             let entry = &server.simulations[usize::from(simulation)];
             entry.settled || entry.attempt > client.attempt
         });
-        if client.control == Control::Replaces && heard {
+        if matches!(client.control, Control::Replaces | Control::Redraws) && heard {
             let client = &mut state.clients[usize::from(simulation)];
             client.attempt += 1;
+            client.draw += u8::from(client.control == Control::Redraws);
             client.control = Control::Runs;
             client.joined = 0;
         }
@@ -225,11 +226,15 @@ impl Study {
             if self.0.gives_up {
                 actions.push(Action::Replace { simulation, control: Control::GivesUp });
             }
+            // Two sets of parameters are enough: nobody looks back further.
+            if self.0.redrawn && client.draw == 0 {
+                actions.push(Action::Replace { simulation, control: Control::Redraws });
+            }
         }
         for (server, entry) in (0..).zip(&state.servers) {
             let registered = entry.simulations[usize::from(simulation)].attempt;
             match client.control {
-                Control::Replaces if unsettled(entry) && registered == client.attempt => {
+                Control::Replaces | Control::Redraws if unsettled(entry) && registered == client.attempt => {
                     actions.push(Action::Register { simulation, server });
                 }
                 Control::GivesUp if unsettled(entry) => actions.push(Action::Finish { simulation, server }),
@@ -304,7 +309,7 @@ impl Study {
     fn holds_one_slot_each(&self, state: &State) -> bool {
         state.servers.iter().all(|server| {
             let waiting = |simulation: u8| {
-                server.room.complete.iter().filter(|waiting| waiting.simulation == simulation).count()
+                server.room.complete.iter().filter(|waiting| waiting.key.simulation == simulation).count()
             };
             let entries = || (0..).zip(&server.simulations);
             let of_singles = entries().filter(|(_, entry)| entry.holds_slot_of_singles).count();
@@ -385,10 +390,13 @@ impl Study {
         (0..).zip(&state.servers).all(|(rank, server)| {
             (0..).zip(&server.simulations).all(|(simulation, entry)| {
                 let delivered = (0..entry.complete).all(|local| {
-                    let key = Key { simulation, local };
+                    let key = Key { simulation, draw: entry.draw, local };
                     server.buffer.delivered & key.bit(&self.0) != 0
                 });
-                let whole = entry.complete == self.0.steps_at(simulation, rank);
+                let client = &state.clients[usize::from(simulation)];
+                // A rank that was stopped hears of no new parameters.
+                let whole = entry.complete == self.0.steps_at(simulation, rank)
+                    && (entry.draw == client.draw || server.stopped);
                 (delivered || server.stopped || self.0.in_step) && (whole || entry.status == Status::Dropped)
             })
         }) && (self.0.in_step || self.keeps_final_counts(state))
@@ -401,6 +409,17 @@ impl Study {
             buffer.delivered == buffer.published
                 && server.nb_settled == server.nb_complete
                 && usize::from(buffer.free) + pinned == usize::from(self.0.slots())
+        })
+    }
+
+    /// A simulation is final as finished where every server rank has finished it, or where the study stops.
+    fn is_final_on_all_or_none(&self, state: &State) -> bool {
+        (0..self.0.sizes.len()).all(|simulation| {
+            let entries =
+                || state.servers.iter().map(move |server| (server, &server.simulations[simulation]));
+            let settled = entries()
+                .any(|(server, entry)| entry.settled && entry.status == Status::Finished && !server.stopped);
+            !settled || entries().all(|(server, entry)| entry.status == Status::Finished || server.stopped)
         })
     }
 
@@ -423,10 +442,12 @@ pub const SERVES: &str = "who can be served is served";
 pub const WAITS: &str = "who is not read from waits for what will come";
 pub const LAWS: &str = "no step breaks a law";
 pub const COMPLETES: &str = "nothing complete is lost";
+pub const CONFIRMED: &str = "a simulation is final when every server rank has finished it";
 /// What has to hold in every state.
-pub const RIGHT: [&str; 9] = [GOES_ON, OWNED, PROMISES, ONE_SLOT, UNTIED, SERVES, WAITS, LAWS, COMPLETES];
+pub const RIGHT: [&str; 10] =
+    [GOES_ON, OWNED, PROMISES, ONE_SLOT, UNTIED, SERVES, WAITS, LAWS, COMPLETES, CONFIRMED];
 /// What has to occur in some configuration, or the model shows nothing.
-pub const OCCURS: [&str; 9] = [
+pub const OCCURS: [&str; 10] = [
     "a complete sample waits for room",
     "a simulation with a promise waits for a slot",
     "a simulation of one rank waits although a slot is free",
@@ -436,6 +457,7 @@ pub const OCCURS: [&str; 9] = [
     "a slot is kept by a pin after its sample has left",
     "a sample waits whose simulation is final or has a further attempt",
     "a simulation is finished on one server rank and has a further attempt on another",
+    "a simulation is finished on one server rank and has new parameters on another",
 ];
 
 impl Model for Study {
@@ -498,7 +520,8 @@ impl Model for Study {
                 state.clients[usize::from(simulation)].control = control;
             }
             Action::Register { simulation, server } => {
-                self.turn(&mut state, server, false).register(simulation);
+                let redrawn = state.clients[usize::from(simulation)].control == Control::Redraws;
+                self.turn(&mut state, server, false).register(simulation, redrawn);
                 self.start_next(&mut state, simulation);
             }
             Action::Finish { simulation, server } => {
@@ -536,6 +559,7 @@ impl Model for Study {
             Property::always(WAITS, |study: &Self, state: &State| study.waits_for_something(state)),
             Property::always(LAWS, |_: &Self, state: &State| state.broken.is_none()),
             Property::always(COMPLETES, |study: &Self, state: &State| study.lost_nothing(state)),
+            Property::always(CONFIRMED, |study: &Self, state: &State| study.is_final_on_all_or_none(state)),
         ];
         if self.0.fault == Fault::None {
             properties.extend(occurrences());
@@ -546,7 +570,7 @@ impl Model for Study {
 
 /// What has to be seen somewhere.
 fn occurrences() -> Vec<Property<Study>> {
-    let [waits, lacks, single, promise, ahead, torn, pinned, left, half] = OCCURS;
+    let [waits, lacks, single, promise, ahead, torn, pinned, left, half, redrawn] = OCCURS;
     vec![
         Property::sometimes(waits, |_, state: &State| any(state, |server| !server.room.complete.is_empty())),
         Property::sometimes(lacks, |_, state: &State| {
@@ -580,23 +604,27 @@ fn occurrences() -> Vec<Property<Study>> {
         Property::sometimes(left, |_, state: &State| {
             any(state, |server| {
                 server.room.complete.iter().any(|waiting| {
-                    let entry = &server.simulations[usize::from(waiting.simulation)];
+                    let entry = &server.simulations[usize::from(waiting.key.simulation)];
                     entry.status != Status::Open || entry.attempt > 1
                 })
             })
         }),
-        Property::sometimes(half, |_, state: &State| {
-            (0..state.clients.len()).any(|simulation| {
-                let entries = || state.servers.iter().map(|server| &server.simulations[simulation]);
-                entries().any(|entry| entry.status == Status::Finished)
-                    && entries().any(|entry| entry.status == Status::Open && entry.attempt > 1)
-            })
-        }),
+        Property::sometimes(half, |_, state: &State| any_half(state, |entry| entry.attempt > 1)),
+        Property::sometimes(redrawn, |_, state: &State| any_half(state, |entry| entry.draw > 0)),
     ]
 }
 
 fn any(state: &State, holds: fn(&Server) -> bool) -> bool {
     state.servers.iter().any(holds)
+}
+
+/// A simulation is finished on one server rank, and open and so on another.
+fn any_half(state: &State, holds: fn(&Simulation) -> bool) -> bool {
+    (0..state.clients.len()).any(|simulation| {
+        let entries = || state.servers.iter().map(|server| &server.simulations[simulation]);
+        entries().any(|entry| entry.status == Status::Finished)
+            && entries().any(|entry| entry.status == Status::Open && holds(entry))
+    })
 }
 
 fn runs(server: &Server) -> impl Iterator<Item = &Run> {

@@ -39,10 +39,11 @@ impl Turn<'_> {
 
     // room.rs
 
-    fn publish(&mut self, slot: Slot, simulation: u8, local: u8) {
+    fn publish(&mut self, slot: Slot, key: Key) {
+        let simulation = key.simulation;
         let number = self.server.nb_complete;
         self.server.nb_complete += 1;
-        let waiting = Waiting { slot, simulation, local, number };
+        let waiting = Waiting { slot, key, number };
         if self.server.room.complete.is_empty() && self.publish_to_buffer(&waiting) {
             return self.published(simulation);
         }
@@ -54,9 +55,8 @@ impl Turn<'_> {
     }
 
     fn publish_to_buffer(&mut self, waiting: &Waiting) -> bool {
-        let key = Key { simulation: waiting.simulation, local: waiting.local };
-        let published =
-            self.server.buffer.publish(self.config, waiting.slot, key, self.pinned_victim, self.broken);
+        let Waiting { slot, key, .. } = *waiting;
+        let published = self.server.buffer.publish(self.config, slot, key, self.pinned_victim, self.broken);
         if published {
             if self.server.nb_settled != waiting.number {
                 self.break_law(Law::PublishedOutOfOrder);
@@ -81,7 +81,7 @@ impl Turn<'_> {
                 }
                 break;
             }
-            self.published(waiting.simulation);
+            self.published(waiting.key.simulation);
         }
         self.check_over();
         self.serve_rows();
@@ -244,8 +244,8 @@ impl Turn<'_> {
             }
             self.server.buffer.give_back();
             self.server.nb_settled += 1;
-            self.let_go_of_slot(waiting.simulation);
-            self.entry(waiting.simulation).sample_waits = false;
+            self.let_go_of_slot(waiting.key.simulation);
+            self.entry(waiting.key.simulation).sample_waits = false;
         }
     }
 
@@ -262,7 +262,8 @@ impl Turn<'_> {
 
     fn welcome(&mut self, simulation: u8) {
         let several = self.size(simulation) > 1;
-        if several && !self.promise(simulation) {
+        // Whoever sends nothing here holds nothing here.
+        if several && self.config.gets_steps_of(simulation, self.rank) && !self.promise(simulation) {
             return;
         }
         let parts = usize::from(self.size(simulation) * self.config.parts);
@@ -301,11 +302,12 @@ impl Turn<'_> {
         if told && sent > complete {
             self.break_law(Law::AcknowledgedTooEarly);
         }
-        if all && self.config.servers == 1 {
+        if all && (self.config.servers == 1 || self.fault(Fault::FinalUnconfirmed)) {
             self.settle(simulation, Status::Finished);
         } else if all {
             self.end_run(simulation);
             self.entry(simulation).status = Status::Finished;
+            self.check_over();
         }
     }
 
@@ -320,7 +322,7 @@ impl Turn<'_> {
     pub fn end_run(&mut self, simulation: u8) {
         let Some(mut run) = self.entry(simulation).run.take() else { return };
         if self.fault(Fault::FinishedSamplesDropped) {
-            self.drop_waiting_samples(|waiting| waiting.simulation == simulation);
+            self.drop_waiting_samples(|waiting| waiting.key.simulation == simulation);
         }
         if let Some(assembly) = run.assembly.take().filter(|assembly| assembly.slot.is_some()) {
             if self.fault(Fault::AssemblyKeptAtEnd) {
@@ -427,11 +429,12 @@ impl Turn<'_> {
         assembly.arrived = 0;
         let slot = assembly.slot.take();
         entry.complete += 1;
+        let key = Key { simulation, draw: entry.draw, local: step };
         if torn {
             self.break_law(Law::TornSample);
         }
         if let Some(slot) = slot {
-            self.publish(slot, simulation, step);
+            self.publish(slot, key);
         }
         if !self.fault(Fault::AheadNotResumed) {
             self.resume_ranks(simulation, Wait::Step);
@@ -441,10 +444,16 @@ impl Turn<'_> {
 
     // control.rs
 
-    /// A higher attempt is registered: the one before is over, be it finished here.
-    pub fn register(&mut self, simulation: u8) {
+    /// A higher attempt is registered: the one before is over, be it finished here. With new parameters there is nothing
+    /// yet.
+    pub fn register(&mut self, simulation: u8, redrawn: bool) {
         self.end_run(simulation);
+        let forgets = self.fault(Fault::RedrawForgotten);
         let entry = self.entry(simulation);
+        if redrawn && !(forgets && entry.status == Status::Finished) {
+            entry.draw += 1;
+            entry.complete = 0;
+        }
         entry.attempt += 1;
         entry.status = Status::Open;
     }
@@ -464,7 +473,9 @@ impl Turn<'_> {
     // reception.rs
 
     fn check_over(&mut self) {
-        let all = usize::from(self.server.nb_final) == self.config.sizes.len();
+        let finished = self.server.simulations.iter().all(|entry| entry.status != Status::Open);
+        let all = usize::from(self.server.nb_final) == self.config.sizes.len()
+            || (finished && self.fault(Fault::OverUnconfirmed));
         if !self.server.over && all && self.server.room.complete.is_empty() {
             self.server.over = true;
             self.server.buffer.closed = true;

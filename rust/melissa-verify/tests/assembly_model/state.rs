@@ -1,6 +1,6 @@
 //! All that a study of the model is at one moment.
 
-use crate::buffer::{Buffer, Slot};
+use crate::buffer::{Buffer, Key, Slot};
 use crate::config::Config;
 use std::collections::VecDeque;
 
@@ -87,8 +87,9 @@ pub struct Simulation {
     pub status: Status,
     /// Its status stays for good.
     pub settled: bool,
-    /// The registered attempt.
+    /// The registered attempt, and its parameters: the first, or new ones.
     pub attempt: u8,
+    pub draw: u8,
     /// Complete steps, which are the lowest ones.
     pub complete: u8,
     pub holds_slot_of_singles: bool,
@@ -102,8 +103,7 @@ pub struct Simulation {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Waiting {
     pub slot: Slot,
-    pub simulation: u8,
-    pub local: u8,
+    pub key: Key,
     /// Its number in the order of completion.
     pub number: u8,
 }
@@ -139,6 +139,8 @@ pub enum Control {
     Runs,
     /// Its attempt is to be replaced; the client may be dead, or not.
     Replaces,
+    /// The same, and the next one has new parameters.
+    Redraws,
     GivesUp,
     /// It is finished on every server rank: each is told that this is final.
     Confirms,
@@ -148,6 +150,7 @@ pub enum Control {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Client {
     pub attempt: u8,
+    pub draw: u8,
     pub control: Control,
     /// Server ranks at which all ranks of this attempt have joined, one bit each.
     pub joined: u8,
@@ -168,6 +171,7 @@ impl State {
             status: Status::Open,
             settled: false,
             attempt: 1,
+            draw: 0,
             complete: 0,
             holds_slot_of_singles: false,
             sample_waits: false,
@@ -192,7 +196,7 @@ impl State {
             nb_complete: 0,
             nb_settled: 0,
         };
-        let client = Client { attempt: 1, control: Control::Runs, joined: 0 };
+        let client = Client { attempt: 1, draw: 0, control: Control::Runs, joined: 0 };
         Self {
             servers: vec![server; usize::from(config.servers)],
             clients: vec![client; config.sizes.len()],
