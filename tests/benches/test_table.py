@@ -30,7 +30,7 @@ def table(tmp_path):
         for name, rows in files.items():
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
         command = [sys.executable, str(SCRIPT), str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
     return run
 
@@ -87,7 +87,7 @@ def test_a_written_table_can_be_printed_as_markdown_with_the_machine_of_its_day(
     content["machine"]["CPU"] = "a machine of another day"
     path.write_text(json.dumps(content))
     command = [sys.executable, str(SCRIPT), str(path), "--markdown"]
-    page = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    page = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
     assert "- CPU: a machine of another day\n" in page
     assert "| slots | 100 | 100 | 1/s | 1.000 |  | <= 1.05 | holds |\n" in page
 

@@ -56,7 +56,7 @@ class Server:
         """Return the simulation and time step of all samples that are there."""
         found = []
         while len(self.buffers[rank]):
-            sample = self.buffers[rank].get(timeout=10)
+            sample = self.buffers[rank].get(timeout=60)
             self.receivers[rank].mark_trained([sample])
             found.append((sample.simulation_id, sample.time_step))
         return found
@@ -134,7 +134,7 @@ melissa_finalize()
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.01)
@@ -173,7 +173,7 @@ def test_a_parallel_solver_that_is_killed_goes_on_where_each_server_rank_lacks_i
         receiver.confirm(0)
         assert receiver.reception_over
         own = list(range(rank, STEPS, 2))
-        samples = [study.buffers[rank].get(timeout=10) for _ in own]
+        samples = [study.buffers[rank].get(timeout=60) for _ in own]
         assert [sample.time_step for sample in samples] == own
         for sample in samples:
             np.testing.assert_array_equal(sample.fields[0], np.arange(100.0) + 1000 * sample.time_step)

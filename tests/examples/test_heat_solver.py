@@ -135,7 +135,7 @@ def run_solver(folder: Path, recorder: Path, *arguments: str) -> subprocess.Comp
         env={**os.environ, "PYTHONPATH": str(recorder), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -166,4 +166,4 @@ def test_a_wrong_command_line_is_told_apart(
 
 def test_the_solver_alone_needs_no_melissa() -> None:
     source = "import heat, sys; next(heat.solve([300] * 5)); sys.exit('melissa_api' in sys.modules)"
-    subprocess.run([sys.executable, "-c", source], cwd=Path(heat.__file__).parent, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", source], cwd=Path(heat.__file__).parent, check=True, timeout=240)

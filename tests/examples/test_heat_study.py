@@ -74,7 +74,7 @@ def test_a_small_study_leaves_a_surrogate_pictures_and_a_report_that_adds_up(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -103,7 +103,7 @@ def test_a_small_study_leaves_a_surrogate_pictures_and_a_report_that_adds_up(
         [sys.executable, *predict, "-o", str(tmp_path / "unseen.png")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "unseen.png").read_bytes().startswith(PNG)

@@ -92,7 +92,7 @@ def run_predict(folder: Path, *arguments: object) -> subprocess.CompletedProcess
         [sys.executable, str(folder / "predict.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
 
 

@@ -27,7 +27,7 @@ def make_buffer(name):
     return Buffer(name.split()[0], options.pop("capacity"), **options)
 
 
-def put(buffer, number, timeout=5.0):
+def put(buffer, number, timeout=60.0):
     fields = [
         np.full(3, number, np.float32),
         np.full(2, number + 0.5),
@@ -72,7 +72,7 @@ class FastLane:
     def settle(self):
         """Wait until the thread has nothing to do, so that its draws have their place among the actions."""
         time.sleep(0.001)  # steps that are shorter make consumers draw for themselves
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while self._has_work() and time.monotonic() < deadline:
             time.sleep(0.0005)
         assert not self._has_work()

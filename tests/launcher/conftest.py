@@ -16,6 +16,8 @@ import melissa
 
 HERE = Path(__file__).parent
 MARK = "MELISSA_TEST_STUDY"
+SOON = 60.0
+"""Seconds within which everything that a test waits for must have come: a loaded machine is slow."""
 
 
 class Study:
@@ -83,12 +85,12 @@ class Study:
         )
         return self.launcher
 
-    def run(self, character, timeout=20.0, **changes) -> subprocess.CompletedProcess[str]:
+    def run(self, character, timeout=SOON, **changes) -> subprocess.CompletedProcess[str]:
         """Run a study to its end; nothing of it may be left then."""
         self.start(character, **changes)
         return self.wait(timeout)
 
-    def wait(self, timeout=20.0) -> subprocess.CompletedProcess[str]:
+    def wait(self, timeout=SOON) -> subprocess.CompletedProcess[str]:
         """Wait for the end of the launcher; nothing of the study may be left then."""
         stdout, stderr = self.launcher.communicate(timeout=timeout)
         assert self.processes() == []
@@ -107,7 +109,7 @@ class Study:
     def updates(self) -> list[dict]:
         return json.loads((self.output / "updates.json").read_text())
 
-    def wait_for_log(self, text: str, number: int = 1, timeout: float = 15.0) -> None:
+    def wait_for_log(self, text: str, number: int = 1, timeout: float = SOON) -> None:
         deadline = time.monotonic() + timeout
         while self.log.count(text) < number:
             assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.log}"
@@ -125,8 +127,15 @@ class Study:
                     continue
         return found
 
-    def wait_for_no_process(self, timeout: float = 5.0) -> None:
-        deadline = time.monotonic() + timeout
+    def wait_for_processes(self, number: int) -> None:
+        """Wait until `number` processes of the study, or more, are alive."""
+        deadline = time.monotonic() + SOON
+        while len(alive := self.processes()) < number:
+            assert time.monotonic() < deadline, alive
+            time.sleep(0.02)
+
+    def wait_for_no_process(self) -> None:
+        deadline = time.monotonic() + SOON
         while left := self.processes():
             assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
             time.sleep(0.02)

@@ -77,9 +77,11 @@ def wait_for_ends(channel, nb_jobs):
     """Take messages until `nb_jobs` jobs have ended; all updates are written to updates.json."""
     updates = []
     while sum(update.job_state.is_final for update in updates) < nb_jobs:
-        received = decode(channel.recv())
-        if isinstance(received, JobUpdate):
-            updates.append(received)
+        received = channel.recv(0.1)
+        if received is None:
+            channel.send(Ping().to_dict())
+        elif isinstance(update := decode(received), JobUpdate):
+            updates.append(update)
             report_progress(channel, sum(update.job_state.is_final for update in updates), nb_jobs)
     (OUTPUT / "updates.json").write_text(json.dumps([update.to_dict() for update in updates]))
 

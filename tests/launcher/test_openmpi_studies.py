@@ -1,7 +1,5 @@
 """Studies whose server and clients are run by ``mpiexec``."""
 
-import time
-
 import pytest
 
 OPENMPI = {"scheduler": "openmpi", "scheduler_arg": ["--oversubscribe"]}
@@ -36,12 +34,9 @@ def test_no_rank_outlives_a_launcher_that_is_killed(study):
     study.solver("trap '' TERM; " + DEEP)
     study.start("live_and_mind_nothing", scheduler_arg_client=["-n", "2"], **OPENMPI)
     study.wait_for_log("attempt 1: running")
-    deadline = time.monotonic() + 10
-    while len(study.processes()) < 11:  # launcher, supervisor, mpiexec and server, mpiexec, and twice three
-        assert time.monotonic() < deadline, study.processes()
-        time.sleep(0.02)
+    study.wait_for_processes(11)  # launcher, supervisor, mpiexec and server, mpiexec, and twice three
     study.launcher.kill()
-    study.wait_for_no_process(5.0)
+    study.wait_for_no_process()
 
 
 def test_every_rank_of_a_dead_server_has_ended_before_the_next_one_starts(study):

@@ -30,7 +30,7 @@ def start(study, slurm, character):
 def wait_for_end(study):
     """Wait for the end of the launcher, and a little for that of its jobs' shells; return its stderr."""
     _, stderr = study.launcher.communicate(timeout=SOON)
-    study.wait_for_no_process(SOON)
+    study.wait_for_no_process()
     return stderr
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -219,10 +220,10 @@ def test_a_server_that_is_killed_is_told_with_the_signal_and_its_last_words(stud
 
 
 def test_a_server_that_never_connects_is_given_up_with_what_it_said(study):
-    result = study.run("never_connect", constants={"CONNECT_TIMEOUT": 0.7, "FIRST_REMINDER": 0.3})
+    result = study.run("never_connect", constants={"CONNECT_TIMEOUT": 4.0, "FIRST_REMINDER": 1.0})
     assert result.returncode == 1
     assert "still waiting for the server" in result.stderr
-    assert "has not registered within 00:00" in result.stderr
+    assert "has not registered within 00:04" in result.stderr
     assert "has not connected to the launcher" in result.stderr
     assert "importing for ever" in result.stderr
 
@@ -288,7 +289,7 @@ def test_a_signal_stops_the_study_in_order(study, number, status):
     study.start("live")
     study.wait_for_log("attempt 1: running", 2)
     study.launcher.send_signal(number)
-    result = study.wait(10)
+    result = study.wait()
     assert result.returncode == status
     assert f"interrupted by {number.name}" in result.stderr
     assert "samples received" in result.stdout
@@ -307,14 +308,14 @@ def test_ctrl_c_in_the_terminal_reaches_the_launcher_alone(study):
 
 def test_a_second_signal_ends_at_once_what_minds_nothing(study):
     study.solver("trap '' TERM; " + DEEP)
-    study.start("live_and_mind_nothing", constants={"STOP_TIMEOUT": 60.0})
+    study.start("live_and_mind_nothing", constants={"STOP_TIMEOUT": 300.0})
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGINT)
     study.wait_for_log("SIGINT came")
     time.sleep(0.3)
     assert study.launcher.poll() is None
     study.launcher.send_signal(signal.SIGINT)
-    assert study.wait(5).returncode == 130
+    assert study.wait().returncode == 130
 
 
 def test_a_server_that_minds_nothing_is_ended_a_while_after_the_first_signal(study):
@@ -322,7 +323,7 @@ def test_a_server_that_minds_nothing_is_ended_a_while_after_the_first_signal(stu
     study.start("live_and_mind_nothing", constants={"STOP_TIMEOUT": 0.3})
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGTERM)
-    assert study.wait(10).returncode == 143
+    assert study.wait().returncode == 143
 
 
 SAVING = [
@@ -334,28 +335,28 @@ SAVING = [
 @pytest.mark.parametrize(("key", "words"), SAVING)
 def test_a_server_that_writes_its_last_checkpoint_may_take_longer_than_one_that_does_not(key, words, study):
     study.solver("sleep 1000")
-    study.start(f"save_when_stopped 1.5 {key}", constants={"STOP_TIMEOUT": 0.5})
+    study.start(f"save_when_stopped 5 {key}", constants={"STOP_TIMEOUT": 3.0})
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGTERM)
-    assert study.wait(15).returncode == 143
+    assert study.wait().returncode == 143
     assert (study.output / "saved").exists()
-    assert f"the server {words}: it has 299 s for that (stop_timeout)" in study.log
+    assert re.search(rf"the server {words}: it has 2\d\d s for that \(stop_timeout\)", study.log)
 
 
 @pytest.mark.parametrize(("key", "words"), SAVING)
 @pytest.mark.parametrize("nb_signals", [1, 2])
 def test_a_checkpoint_ends_with_stop_timeout_or_a_second_signal(nb_signals, key, words, study):
     study.solver("sleep 1000")
-    limit = 0.8 if nb_signals == 1 else 300.0
-    study.start(f"save_when_stopped 1000 {key}", constants={"STOP_TIMEOUT": 0.3}, stop_timeout=limit)
+    limit = 5.0 if nb_signals == 1 else 300.0
+    study.start(f"save_when_stopped 1000 {key}", constants={"STOP_TIMEOUT": 3.0}, stop_timeout=limit)
     study.wait_for_log("attempt 1: running")
     study.launcher.send_signal(signal.SIGTERM)
     study.wait_for_log(f"the server {words}")
     if nb_signals == 2:
         study.launcher.send_signal(signal.SIGTERM)
-    result = study.wait(10)
+    result = study.wait()
     assert result.returncode == 143
-    assert ("within 0.8 s (launcher_config.stop_timeout)" in result.stderr) == (nb_signals == 1)
+    assert ("within 5 s (launcher_config.stop_timeout)" in result.stderr) == (nb_signals == 1)
     assert not (study.output / "saved").exists()
 
 
@@ -375,19 +376,16 @@ def test_a_signal_while_the_server_starts_ends_the_study(study):
     study.start("never_connect")
     study.wait_for_log("the server's job is running")
     study.launcher.send_signal(signal.SIGINT)
-    assert study.wait(10).returncode == 130
+    assert study.wait().returncode == 130
 
 
 def test_no_process_outlives_a_launcher_that_is_killed(study):
     study.solver("trap '' TERM; " + DEEP)
     study.start("live_and_mind_nothing")
     study.wait_for_log("attempt 1: running")
-    deadline = time.monotonic() + 10
-    while len(study.processes()) < 8:  # launcher, supervisor, server, client, and four below the client
-        assert time.monotonic() < deadline, study.processes()
-        time.sleep(0.02)
+    study.wait_for_processes(8)  # launcher, supervisor, server, client, and four below the client
     study.launcher.kill()
-    study.wait_for_no_process(5.0)
+    study.wait_for_no_process()
     assert study.state["state"] == "running"
     study.solver('echo "epoch $MELISSA_STUDY_EPOCH"')
     again = study.run("finish")
@@ -404,7 +402,7 @@ def test_a_supervisor_that_is_killed_ends_the_study_with_a_message(study):
     study.start("live_and_mind_nothing")
     study.wait_for_log("attempt 1: running")
     os.kill(study.supervisor(), signal.SIGKILL)
-    result = study.wait(10)
+    result = study.wait()
     assert result.returncode == 1
     assert "the supervisor of local jobs" in result.stderr
     assert "killed by signal 9" in result.stderr
@@ -430,7 +428,7 @@ def test_a_second_server_is_not_let_in(study):
 def test_a_full_disk_for_the_log_does_not_stop_the_study(study):
     study.output.mkdir()
     (study.output / "melissa_launcher.log").symlink_to("/dev/full")
-    result = study.run("finish", timeout=20)
+    result = study.run("finish")
     assert result.returncode == 0
     assert result.stderr.count("No space left on device") == 1
     assert "the study has finished" in result.stderr
@@ -440,7 +438,7 @@ def test_a_terminal_that_goes_away_does_not_stop_the_study(study):
     study.solver("sleep 0.3")
     launcher = study.start("finish 4", job_limit=2)
     launcher.stdout.close()
-    assert launcher.wait(20) == 0
+    assert launcher.wait(60) == 0
     assert study.state["state"] == "finished"
 
 
@@ -450,7 +448,7 @@ def test_the_live_view_shows_the_study_and_errors_stand_below_it(study):
     study.wait_for_log("attempt 1: running", 2)
     time.sleep(0.5)
     study.launcher.send_signal(signal.SIGINT)
-    result = study.wait(10)
+    result = study.wait()
     assert "simulations" in result.stdout
     assert "Loss/train 0.5" in result.stdout
     assert result.stdout.rindex("interrupted by SIGINT") > result.stdout.rindex("Loss/train")
@@ -516,13 +514,18 @@ def test_an_idle_study_costs_no_processor_time(study, character, sign):
     study.solver("exit 0" if character == "finish_and_hang" else "sleep 1000")
     study.start(character, terminal=True, server_timeout=1.0)
     study.wait_for_log(sign)
-    time.sleep(0.3)
     pids = [study.launcher.pid, study.supervisor()]
+    deadline = time.monotonic() + 30.0
+    while not is_idle(pids):  # on a loaded machine something of the start may come late
+        assert time.monotonic() < deadline
+
+
+def is_idle(pids):
+    """Say whether launcher and supervisor do next to nothing for a while."""
     before = [processor_time(pid) for pid in pids]
     time.sleep(0.8)
     spent = [after - start for after, start in zip(map(processor_time, pids), before, strict=True)]
-    assert spent[0] < 0.25  # the live view is drawn four times a second
-    assert spent[1] == 0.0
+    return spent[0] < 0.25 and spent[1] == 0.0  # the live view is drawn four times a second
 
 
 def processor_time(pid):

@@ -185,5 +185,5 @@ def test_the_death_of_a_rank_ends_the_others_within_seconds(tmp_path, nb_ranks, 
     time_of_death = float(said[dying][0])
     for other in set(range(nb_ranks)) - {dying}:
         seconds, words = said[other][0].split(maxsplit=1)
-        assert float(seconds) - time_of_death < 10.0
+        assert float(seconds) - time_of_death < 30.0
         assert words.startswith(f"TrainingError server rank {other} has lost the connection to another")

@@ -34,7 +34,7 @@ def told(tmp_path_factory):
                 cwd=folder,
                 capture_output=True,
                 text=True,
-                timeout=2 * SOON,
+                timeout=1.5 * SOON,
                 check=False,
             )
             assert result.returncode == 0, result.stdout + result.stderr

@@ -14,6 +14,8 @@ from melissa.scheduler.local import LocalScheduler
 from melissa.scheduler.scheduler import Scheduler
 
 MARK = "MELISSA_TEST_MARK"
+SOON = 60.0
+"""Seconds within which everything that a test waits for must have come: a loaded machine is slow."""
 
 
 class Processes:
@@ -34,7 +36,7 @@ class Processes:
                     continue
         return found
 
-    def wait_for(self, number: int, timeout: float = 10.0) -> None:
+    def wait_for(self, number: int, timeout: float = SOON) -> None:
         """Wait until exactly `number` of them are alive."""
         deadline = time.monotonic() + timeout
         while len(alive := self.alive()) != number:
@@ -73,7 +75,7 @@ class Jobs:
         self._all.append(job)
         return job
 
-    def wait(self, condition, timeout: float = 10.0) -> None:
+    def wait(self, condition, timeout: float = SOON) -> None:
         """Poll until `condition()` holds."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -82,7 +84,7 @@ class Jobs:
             select.select([] if descriptor is None else [descriptor], [], [], 0.1)
             self.scheduler.poll(self._all)
 
-    def wait_for_end(self, job: Job, timeout: float = 10.0) -> Job:
+    def wait_for_end(self, job: Job, timeout: float = SOON) -> Job:
         self.wait(lambda: not job.is_alive, timeout)
         return job
 

@@ -99,7 +99,7 @@ def test_a_missing_interpreter_is_told_apart_from_a_missing_program(jobs, tmp_pa
 
 def test_poll_returns_the_jobs_that_changed_among_those_asked_for(jobs):
     one, other = jobs.submit("exit 0"), jobs.submit("exit 0")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     seen = []
     while one.is_alive or other.is_alive:
         assert time.monotonic() < deadline
@@ -111,23 +111,22 @@ def test_ends_are_told_at_once(jobs):
     job = jobs.submit("exit 0")
     start = time.monotonic()
     jobs.wait_for_end(job)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20.0
 
 
 def test_a_cancelled_job_ends_and_others_go_on(jobs, processes):
-    job, other = jobs.submit("exec sleep 100"), jobs.submit("exec sleep 100")
+    job, other = jobs.submit("exec sleep 1000"), jobs.submit("exec sleep 1000")
     processes.wait_for(2)
-    jobs.scheduler.cancel([job], 5.0)
-    jobs.wait_for_end(job, 4.0)
+    jobs.scheduler.cancel([job], 300.0)
+    jobs.wait_for_end(job)
     assert (job.state, job.exit_code) == (State.FAILED, -signal.SIGTERM)
     assert other.is_alive
     assert len(processes.alive()) == 1
 
 
-def test_a_cancelled_job_that_ignores_sigterm_is_killed(jobs, processes):
-    job = jobs.submit("trap '' TERM; while true; do sleep 0.05; done")
-    jobs.wait(lambda: job.state is State.RUNNING)
-    time.sleep(0.2)
+def test_a_cancelled_job_that_ignores_sigterm_is_killed(jobs, processes, tmp_path):
+    job = jobs.submit("trap '' TERM; touch deaf; while true; do sleep 0.05; done")
+    jobs.wait((tmp_path / "deaf").exists)
     jobs.scheduler.cancel([job], 0.3)
     jobs.wait_for_end(job)
     assert job.exit_code == -signal.SIGKILL
@@ -135,17 +134,17 @@ def test_a_cancelled_job_that_ignores_sigterm_is_killed(jobs, processes):
 
 
 def test_a_cancelled_job_that_is_stopped_ends_too(jobs, processes):
-    job = jobs.submit("kill -STOP $$; sleep 100")
+    job = jobs.submit("kill -STOP $$; sleep 1000")
     jobs.wait(lambda: job.state is State.RUNNING)
-    jobs.scheduler.cancel([job], 5.0)
-    jobs.wait_for_end(job, 4.0)
+    jobs.scheduler.cancel([job], 300.0)
+    jobs.wait_for_end(job)
 
 
-DEEP = "setsid sh -c 'sleep 100 & sleep 100' & (setsid sleep 100 &) ; sleep 100 & "
+DEEP = "setsid sh -c 'sleep 1000 & sleep 1000' & (setsid sleep 1000 &) ; sleep 1000 & "
 
 
 def test_a_cancelled_job_takes_all_descendants_along_in_whatever_session(jobs, processes):
-    job = jobs.submit(DEEP + "sleep 100")
+    job = jobs.submit(DEEP + "sleep 1000")
     processes.wait_for(7)
     jobs.scheduler.cancel([job], 0.5)
     jobs.wait_for_end(job)
@@ -153,7 +152,7 @@ def test_a_cancelled_job_takes_all_descendants_along_in_whatever_session(jobs, p
 
 
 def test_what_an_ended_job_leaves_running_is_ended(jobs, processes):
-    other = jobs.submit("sleep 100; exit 0")
+    other = jobs.submit("sleep 1000; exit 0")
     job = jobs.wait_for_end(jobs.submit(DEEP + "exit 0"))
     assert job.state is State.TERMINATED
     processes.wait_for(2)
@@ -171,14 +170,14 @@ def test_what_an_ended_job_left_is_told_until_it_is_gone(jobs, processes):
 
 def test_close_ends_everything(jobs, processes):
     for _ in range(3):
-        jobs.submit("trap '' TERM; " + DEEP + "sleep 100")
+        jobs.submit("trap '' TERM; " + DEEP + "sleep 1000")
     processes.wait_for(3 * 7)
     jobs.scheduler.close(0.2)
     assert processes.alive() == []
 
 
 def test_a_dead_supervisor_is_told_and_leaves_nothing(jobs, processes):
-    job = jobs.submit(DEEP + "sleep 100")
+    job = jobs.submit(DEEP + "sleep 1000")
     processes.wait_for(7)
     jobs.wait(lambda: job.state is State.RUNNING)
     os.kill(jobs.supervisor, signal.SIGKILL)
@@ -195,7 +194,7 @@ def test_a_supervisor_that_fails_while_it_ends_everything_leaves_nothing(
     jobs, processes, monkeypatch, number
 ):
     monkeypatch.setattr(local, "_CLOSE_TIMEOUT", 0.5)
-    jobs.submit("trap '' TERM; " + DEEP + "sleep 100")
+    jobs.submit("trap '' TERM; " + DEEP + "sleep 1000")
     processes.wait_for(7)
     failing = threading.Timer(0.2, os.kill, [jobs.supervisor, number])
     failing.start()
@@ -204,7 +203,7 @@ def test_a_supervisor_that_fails_while_it_ends_everything_leaves_nothing(
 
 
 def test_the_supervisor_ends_everything_when_it_is_asked_to_end(jobs, processes):
-    jobs.submit(DEEP + "sleep 100")
+    jobs.submit(DEEP + "sleep 1000")
     processes.wait_for(7)
     os.kill(jobs.supervisor, signal.SIGTERM)
     processes.wait_for(0)
@@ -226,24 +225,24 @@ from melissa.scheduler.local import LocalScheduler
 scheduler = LocalScheduler()
 scheduler.start()
 scheduler.submit(JobRequest("job", ["/bin/sh", "-c", sys.argv[1]], Path("/")))
-time.sleep(100)
+time.sleep(1000)
 """
 
 
 def test_no_process_outlives_a_launcher_that_is_killed(processes):
-    stubborn = "trap '' TERM; " + DEEP + "sleep 100"
+    stubborn = "trap '' TERM; " + DEEP + "sleep 1000"
     launcher = subprocess.Popen(
         [sys.executable, "-c", SUBMIT_AND_WAIT, stubborn], env=os.environ | processes.environment
     )
     processes.wait_for(7 + 2)  # the launcher and its supervisor have the mark, too
     launcher.kill()
     launcher.wait()
-    processes.wait_for(0, timeout=5.0)
+    processes.wait_for(0)
 
 
 def test_hundreds_of_jobs_pass_through(jobs):
     submitted = [jobs.submit(["/bin/true"]) for _ in range(300)]
-    jobs.wait(lambda: all(job.state is State.TERMINATED for job in submitted), timeout=30.0)
+    jobs.wait(lambda: all(job.state is State.TERMINATED for job in submitted))
 
 
 def test_only_schedulers_that_there_are_can_be_chosen():

@@ -87,7 +87,7 @@ def test_server_and_clients_have_arguments_and_wrappers_of_their_own(start, tmp_
 
 
 def test_a_rank_that_fails_ends_its_job_and_says_why(two_ranks, processes):
-    job = two_ranks.submit('[ "$OMPI_COMM_WORLD_RANK" = 0 ] && sleep 100; echo the reason >&2; exit 3')
+    job = two_ranks.submit('[ "$OMPI_COMM_WORLD_RANK" = 0 ] && sleep 1000; echo the reason >&2; exit 3')
     two_ranks.wait_for_end(job)
     assert (job.state, job.exit_code) == (State.FAILED, 3)
     assert "the reason" in job.error
@@ -101,7 +101,7 @@ def test_a_missing_mpiexec_is_told(start):
     assert "cannot start /no/where/mpiexec: No such file" in job.error
 
 
-DEEP = "trap '' TERM; setsid sleep 100 & sleep 100"
+DEEP = "trap '' TERM; setsid sleep 1000 & sleep 1000"
 NB_PROCESSES = 1 + 2 * 3
 
 
@@ -143,7 +143,7 @@ options = JobOptions(("--oversubscribe", "-n", "2"), (sys.argv[1],))
 scheduler = OpenMpiScheduler({JobKind.CLIENT: options})
 scheduler.start()
 scheduler.submit(JobRequest("job", ["/bin/sh", "-c", sys.argv[2]], Path("/")))
-time.sleep(100)
+time.sleep(1000)
 """
 
 

@@ -16,6 +16,9 @@ from melissa.exceptions import StudyStopped
 from melissa.launcher.message import JobUpdate, Ping, Register, State, SubmitClient, decode
 from melissa.utility.channel import ChannelClosed, Listener
 
+SOON = 60.0
+"""Seconds within which everything that a test waits for must have come: a loaded machine is slow."""
+
 CONFIGURATION = {
     "server_filename": "study.py",
     "server_class": "Study",
@@ -76,13 +79,13 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [*command, "--config_name", "study"], env=environment, stderr=subprocess.PIPE, text=True
         )
-        self.channel = self.listener.accept(30)
+        self.channel = self.listener.accept(SOON)
         assert self.channel is not None
-        self.heartbeat = self.listener.accept(30)
+        self.heartbeat = self.listener.accept(SOON)
         assert self.heartbeat is not None
         assert (self.channel.role, self.heartbeat.role) == ("server", "heartbeat")
 
-    def serve(self, until=lambda message: False, timeout=40):
+    def serve(self, until=lambda message: False, timeout=SOON):
         """Play the launcher until the server is gone, or until a message; returns that message."""
         deadline = time.monotonic() + timeout
         last_ping = 0.0
@@ -132,7 +135,7 @@ class ServerProcess:
         with contextlib.suppress(ChannelClosed):  # the server has ended meanwhile
             self.channel.send(message.to_dict())
 
-    def end(self, timeout=20):
+    def end(self, timeout=SOON):
         """Wait for the process; returns its exit status."""
         status = self.process.wait(timeout)
         self.stderr = self.process.stderr.read()

@@ -41,7 +41,7 @@ def drain(buffer):
     delivered = []
     while True:
         try:
-            delivered.append(number_of(buffer.get(timeout=5)))
+            delivered.append(number_of(buffer.get(timeout=60)))
         except EndOfData:
             return delivered
 
@@ -186,7 +186,7 @@ def test_put_and_get_beside_each_other_deliver_everything_whole():
     delivered = []
     while True:
         try:
-            delivered.append(number_of(buffer.get(timeout=10)))
+            delivered.append(number_of(buffer.get(timeout=60)))
         except EndOfData:
             break
     thread.join()
@@ -226,7 +226,7 @@ def test_nothing_enters_inside_the_mutex_and_getting_goes_on(make_sample):
             buffer.put(make_sample(1), timeout=0.01)
         buffer.get()
         assert len(buffer.queue) == 1
-    buffer.put(make_sample(1), timeout=1)
+    buffer.put(make_sample(1), timeout=60)
     assert len(buffer.queue) == 2
 
 
@@ -238,7 +238,7 @@ def test_a_put_that_waits_for_the_mutex_goes_on_when_it_is_left(make_sample):
         thread.start()
         time.sleep(0.05)
         assert len(buffer) == 1
-    thread.join(timeout=5)
+    thread.join(timeout=60)
     assert len(buffer) == 2
 
 

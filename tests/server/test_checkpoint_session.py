@@ -53,7 +53,7 @@ class Reception:
         return client, thread
 
     def wait(self, name, value):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.receiver.counters()[name] != value:
             assert time.monotonic() < deadline, self.receiver.counters()
             time.sleep(0.005)

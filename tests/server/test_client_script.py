@@ -36,7 +36,7 @@ def test_a_number_that_is_read_back_is_the_number_that_was_drawn():
 def run(scripts, tokens=(), simulation_id=0, **environment):
     path = scripts.write(simulation_id, list(tokens))
     base = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return subprocess.run([path], env=base | environment, cwd="/", capture_output=True, text=True, timeout=30)
+    return subprocess.run([path], env=base | environment, cwd="/", capture_output=True, text=True, timeout=60)
 
 
 def test_the_solver_gets_its_arguments_in_the_output_folder(tmp_path):

@@ -121,7 +121,7 @@ class Study:
 
     @staticmethod
     def wait_for(condition):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -86,7 +86,7 @@ def test_a_wait_for_data_ends_with_the_study(filled, make_lane):
     threading.Timer(0.1, ending.stop, args=("enough",)).start()
     start = time.monotonic()
     assert lane.next() is None
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 30.0
     lane.stop()
 
 
@@ -115,7 +115,7 @@ def test_only_waits_after_the_first_data_count(filled, make_sample):
     lane = view_lane(buffer, batch_size=1)
 
     def put_late(number):
-        time.sleep(0.15)
+        time.sleep(0.6)
         buffer.put(make_sample(number))
 
     for number in range(2):

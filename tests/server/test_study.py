@@ -670,7 +670,7 @@ def test_an_error_in_a_hook_ends_the_study_with_its_traceback(play, hook):
     start = time.monotonic()
     with pytest.raises(LookupError, match=f"my mistake in {hook}"):
         play(cls, config=configuration(dl_config__nb_batches_update=1))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     (failure,) = play.launcher.failures
     assert failure.kind == "LookupError"
     assert f"my mistake in {hook}" in failure.message
