@@ -60,7 +60,7 @@ def assert_ranks_equal(results):
         assert_same(results[0]["weights"], result["weights"])
 
 
-@pytest.mark.parametrize("nb_ranks", [2, 3])
+@pytest.mark.parametrize("nb_ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_ranks_train_the_model_that_one_rank_trains_on_the_same_batches(told, nb_ranks):
     results = told(nb_ranks, "even")
     assert [result["nb_samples"] for result in results] == [20] * nb_ranks
@@ -133,7 +133,7 @@ def test_a_rank_may_have_no_sample_at_all(told):
     assert_ranks_equal(results)
 
 
-@pytest.mark.parametrize("nb_ranks", [2, 3])
+@pytest.mark.parametrize("nb_ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_the_last_checkpoint_has_weights_and_optimizer_of_the_rank_that_trained_longest(told, nb_ranks):
     results = told(nb_ranks, "uneven_backwards")
     # Rank 0, which writes, has trained three batches; rank 1 six and a short one.

@@ -53,7 +53,7 @@ class Server(PlainServer):
 """
 
 
-@pytest.mark.parametrize("nb_ranks", [2, 3])
+@pytest.mark.parametrize("nb_ranks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_study_on_several_ranks_trains_on_every_time_step_once(study, nb_ranks):
     on_ranks(study, nb_ranks, study_options__nb_time_steps=6, dl_config__batch_size=2)
     study.solver("solve(6)")

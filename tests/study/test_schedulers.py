@@ -57,7 +57,7 @@ def test_a_server_of_two_ranks_shares_the_time_steps(study):
     assert [rank["ledger"]["trained"] for rank in study.report["ranks"]] == [10, 10]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_server_that_loses_a_rank_is_started_again(study, rank):
     study.configure(TWO_SERVER_RANKS)
     study.solver(

@@ -68,7 +68,7 @@ def configure(study, **changes):
     study.configure({name.replace("__", "."): value for name, value in changes.items()})
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "Reservoir"])
+@pytest.mark.parametrize("kind", [pytest.param("FIFO", marks=pytest.mark.long), "Reservoir"])
 def test_a_server_that_is_killed_in_the_middle_goes_on_with_model_buffer_and_ledger(kind, study):
     configure(study, dl_config__buffer=kind)
     launcher = study.start()
@@ -234,7 +234,7 @@ LONG_STEP = NOTING.replace(
 )
 
 
-@pytest.mark.parametrize(("nb_ranks", "rank"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("nb_ranks", "rank"), [pytest.param(1, 0, marks=pytest.mark.long), (2, 1)])
 def test_a_step_that_is_longer_than_a_server_has_for_its_end_costs_no_checkpoint(nb_ranks, rank, study):
     """The launcher waits for the step, whichever rank is in it."""
     several = {

@@ -41,7 +41,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [fault if "raise" in fault else pytest.param(fault, marks=pytest.mark.long) for fault in FAULTS]
+)
 def test_a_fault_of_one_rank_ends_all_and_is_told_with_its_cause(study, fault):
     study.server(
         f"""
