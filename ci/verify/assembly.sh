@@ -12,4 +12,4 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export MELISSA_LONG=1
 cargo test --locked -p melissa-verify --test assembly_model -- --nocapture --test-threads=1
-cargo test --locked -p melissa-core --test session -- replacement
+cargo test --locked -p melissa-core --test session -- replacement schedules

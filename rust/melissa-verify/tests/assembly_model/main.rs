@@ -155,12 +155,19 @@ fn long() -> Vec<(&'static str, Config)> {
                 replacements: 2,
                 redrawn: true,
                 gives_up: true,
-                ..Config::new(&[2, 1], 2)
+                ..Config::new(&[2], 3)
             },
         ),
         (
             "two server ranks, a replacement that may have new parameters, and a stop",
-            Config { servers: 2, parts: 1, replacements: 1, redrawn: true, stops: true, ..pairs(2) },
+            Config {
+                servers: 2,
+                parts: 1,
+                replacements: 1,
+                redrawn: true,
+                stops: true,
+                ..Config::new(&[2, 1], 2)
+            },
         ),
         (
             "two server ranks, each with all steps of its simulations, a replacement and drops",
@@ -176,11 +183,15 @@ fn long() -> Vec<(&'static str, Config)> {
         ),
         (
             "three server ranks and a replacement",
-            Config { servers: 3, parts: 1, replacements: 1, ..Config::new(&[2, 1], 3) },
+            Config { servers: 3, parts: 1, replacements: 1, ..Config::new(&[2, 1], 2) },
         ),
         (
             "three server ranks, and a replacement that may have new parameters",
             Config { servers: 3, parts: 1, replacements: 1, redrawn: true, ..Config::new(&[2], 3) },
+        ),
+        (
+            "two server ranks, simulations of one rank too, and a replacement that may have new parameters",
+            Config { servers: 2, replacements: 1, redrawn: true, ..Config::new(&[2, 1], 2) },
         ),
         (
             "two server ranks, two promises, and connections that hold nothing",
