@@ -10,9 +10,13 @@ WIRE = Path(__file__).parents[2] / "tests" / "data" / "wire"
 HEADER = 64
 # The kind of a frame to the first byte of an input of `handshake`.
 MESSAGES = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6}
-# Operations of `session`, by their first byte, and its peers, by their second.
+# Server ranks of an input of `session`, by its first byte; in the last world a simulation goes to one of two.
+ALONE, TWO, THREE, BY_SIMULATION = range(4)
+# Operations, by their first byte, and peers, by their second: those of the next server rank lie PEERS higher.
 BRING, RAW, SEALED, DATA, CHANGED, PART, FINALIZE, CLOSE, CONTROL = 0, 2, 3, 4, 6, 8, 9, 10, 11
-STRANGER, ONE, FIRST, SECOND, AGAIN = range(5)
+STRANGER, ONE, FIRST, SECOND, AGAIN, PEERS = range(6)
+# What the control plane does with the simulation of one rank.
+REDRAW, REGISTER, CONFIRM = 0, 2, 10
 CONNECTED, CHALLENGED, ACCEPTED, JOINED, WELCOMED = range(5)
 
 
@@ -25,6 +29,26 @@ def sent(operation: int, peer: int, data: bytes) -> bytes:
 def bring(peer: int, stage: int) -> bytes:
     """Let a peer go on honestly as far as this."""
     return bytes([BRING, peer, stage])
+
+
+def on_several_ranks() -> dict[str, bytes]:
+    """Sequences of one client on two server ranks: name to input."""
+    other = ONE + PEERS
+    joined = bring(ONE, WELCOMED) + bring(other, WELCOMED) + bytes([DATA, ONE, 4, DATA, other, 4])
+    finalized, finalized_there = bytes([FINALIZE, ONE, 0]), bytes([FINALIZE, other, 0])
+    registered = bytes([CONTROL, ONE, REGISTER, CONTROL, other, REGISTER])
+    redrawn = bytes([CONTROL, ONE, REDRAW, CONTROL, other, REDRAW])
+    confirmed = bytes([CONTROL, ONE, CONFIRM, CONTROL, other, CONFIRM])
+    died_between = joined + finalized + bytes([CLOSE, other, 2])
+    again = joined + finalized + finalized_there + confirmed
+    return {
+        "finished_and_confirmed": joined + finalized + finalized_there + confirmed + bring(ONE, WELCOMED),
+        "confirmed_too_early": joined + confirmed + finalized + confirmed,
+        "opened_again": died_between + registered + again,
+        "opened_again_for_other_parameters": died_between + redrawn + again,
+        "opened_again_after_the_confirmation": died_between + confirmed + registered + again,
+        "finalized_with_other_numbers": joined + bytes([FINALIZE, ONE, 1, FINALIZE, other, 0]) + confirmed,
+    }
 
 
 def behaviours() -> dict[str, bytes]:
@@ -52,16 +76,23 @@ def main(corpus: Path) -> None:
     frames = sorted(WIRE.glob("**/*.bin"))
     if len(frames) < 50:
         sys.exit(f"{WIRE} has {len(frames)} frames only")
-    seeds: dict[str, dict[str, bytes]] = {"header": {}, "handshake": {}, "session": behaviours()}
+    sequences = {
+        f"{name}_in_world_{world}": bytes([world]) + sequence
+        for world in (ALONE, TWO, THREE, BY_SIMULATION)
+        for name, sequence in (behaviours() if world == ALONE else on_several_ranks()).items()
+    }
+    seeds: dict[str, dict[str, bytes]] = {"header": {}, "handshake": {}, "session": sequences}
     for path in frames:
         data, name = path.read_bytes(), path.stem
         if len(data) >= HEADER:
             seeds["header"][name] = data[:HEADER]
         if len(data) >= HEADER and data[6] in MESSAGES:
             seeds["handshake"][name] = bytes([MESSAGES[data[6]]]) + data[HEADER:]
-        seeds["session"][f"{name}_stranger"] = sent(RAW, STRANGER, data)
+        seeds["session"][f"{name}_stranger"] = bytes([ALONE]) + sent(RAW, STRANGER, data)
         for stage in CHALLENGED, ACCEPTED, WELCOMED:
-            seeds["session"][f"{name}_{stage}"] = bring(ONE, stage) + sent(SEALED, ONE, data)
+            there = bring(ONE + PEERS, stage) + sent(SEALED, ONE + PEERS, data)
+            seeds["session"][f"{name}_{stage}"] = bytes([ALONE]) + bring(ONE, stage) + sent(SEALED, ONE, data)
+            seeds["session"][f"{name}_{stage}_on_rank_1"] = bytes([TWO]) + there
     for target, inputs in seeds.items():
         folder = corpus / target
         folder.mkdir(parents=True, exist_ok=True)

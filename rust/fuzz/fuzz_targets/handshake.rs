@@ -4,6 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use melissa_core::wire::distribution::Distribution;
 use melissa_core::wire::handshake::{
     Accepted, Challenge, Hello, Join, MAX_NAME_BYTES, Message, Proof, Refused, Welcome, encode_frame, parse,
 };
@@ -42,6 +43,24 @@ fn name(text: &str) {
     assert!((1..=MAX_NAME_BYTES).contains(&text.len()));
 }
 
+/// Whatever a server says of its ranks and of what is complete, every time step has one server rank, and one number there.
+fn has_one_rank_for_each_step(welcome: &Welcome, simulation: u32) {
+    let nb_ranks = welcome.servers.len() as u32;
+    let Some(distribution) = Distribution::from_name(&welcome.distribution).filter(|_| nb_ranks > 0) else {
+        return;
+    };
+    for step in welcome.complete.iter().flat_map(|&(first, last)| [first, last]) {
+        let owner = distribution.rank_of(simulation, step, nb_ranks);
+        assert!(owner < nb_ranks);
+        for rank in [owner, (owner + 1) % nb_ranks] {
+            let steps = distribution.steps_of(simulation, rank, nb_ranks);
+            let number = (rank == owner).then(|| steps.below(step));
+            assert_eq!(steps.index(step), number, "step {step} on rank {rank} of {nb_ranks}");
+            assert!(number.is_none_or(|number| steps.at(number) == step));
+        }
+    }
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, payload)) = bytes.split_first() else { return };
     match kind % 7 {
@@ -66,6 +85,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(welcome.fields.iter().all(|field| field.offset <= field.size));
                 assert!(welcome.complete.iter().all(|(first, last)| first <= last));
                 assert!(welcome.complete.windows(2).all(|pair| pair[0].1 < pair[1].0));
+                has_one_rank_for_each_step(&welcome, crc32c::crc32c(payload));
             }
         }
         _ => drop(check::<Refused>(payload)),

@@ -1,15 +1,19 @@
-//! A session over real sockets, against peers that do anything in any order.
+//! The sessions of one to three server ranks over real sockets, against peers that do anything in any order.
 //!
-//! An input is a list of operations on five peers: a stranger, the rank of a simulation of one rank, the ranks of one
-//! of two, and a second connection of the first. Each operation is a byte that says what, one that says who, and what
-//! it needs (see [`Play::operation`]); `seeds.py` beside this folder writes the frames under `tests/data/wire` in this
-//! form. After each input every connection is closed, and then: nothing is connected, every slot of the slab is free
-//! again, the ledger's sums agree, and an honest client is served.
+//! The first byte of an input says which server ranks there are. The rest is a list of operations on five peers of each
+//! of them: a stranger, the rank of a simulation of one rank, the ranks of one of two, and a second connection of the
+//! first. Each operation is a byte that says what, one that says who and where, and what it needs (see
+//! [`Play::operation`]); what the control plane does is one of them, on one server rank alone. `seeds.py` beside this folder
+//! writes the frames under `tests/data/wire` in this form. After each input every connection is closed, and then: nothing is
+//! connected, every slot of each slab is free again, the ledgers' sums agree, and an honest client is served by all.
 #![no_main]
 
 #[allow(dead_code)]
 #[path = "../../melissa-core/tests/session/client.rs"]
 mod client;
+#[allow(dead_code)]
+#[path = "../../melissa-core/tests/session/server.rs"]
+mod server;
 #[allow(dead_code)]
 #[path = "../../melissa-core/tests/session/study.rs"]
 mod study;
@@ -18,15 +22,25 @@ use client::{Client, Identity, expect, open, write_message};
 use libfuzzer_sys::fuzz_target;
 use melissa_core::ledger::Reason;
 use melissa_core::schema::Dtype;
-use melissa_core::session::SessionConfig;
+use melissa_core::session::{SessionConfig, SessionError};
 use melissa_core::wire::auth::{Side, Transcript, prove};
+use melissa_core::wire::distribution::{Distribution, Steps};
 use melissa_core::wire::handshake::{Challenge, FieldShare, Hello, Join, Proof, parse};
 use melissa_core::wire::header::{FLAG_PAYLOAD_CRC, HEADER_SIZE, Header, Kind};
+use server::Server;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use study::{FIELDS, Study, bytes_of, config, fifo, key, send_step};
+
+/// The server ranks that an input may meet, and which of them gets a time step.
+const SERVERS: [(u32, Distribution); 4] = [
+    (1, Distribution::RoundRobin),
+    (2, Distribution::RoundRobin),
+    (3, Distribution::RoundRobin),
+    (2, Distribution::Simulation),
+];
 
 /// Simulations of one session; then another one is started.
 const PLANNED: u32 = 3000;
@@ -40,71 +54,84 @@ const PEERS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct World {
-    study: Study,
+    server: Server,
     /// The first simulation that no input has had.
     next: u32,
 }
 
 impl World {
-    fn start() -> Self {
-        let config = SessionConfig { nb_time_steps: Some(STEPS), payload_crc: true, ..config(PLANNED) };
-        let world = Self { study: Study::start(config, fifo(CAPACITY, ASSEMBLY)), next: 1 };
+    fn start((nb_ranks, distribution): (u32, Distribution)) -> Self {
+        let config =
+            SessionConfig { nb_time_steps: Some(STEPS), payload_crc: true, distribution, ..config(PLANNED) };
+        let world = Self { server: Server::start(nb_ranks, &config, &fifo(CAPACITY, ASSEMBLY)), next: 1 };
         // The schema is that of an honest client: the first that joins decides on it.
         world.honest(0);
         world
     }
 
+    fn ranks(&self) -> &[Study] {
+        &self.server.ranks
+    }
+
     /// A client that does what it should gets what it should.
     fn honest(&self, simulation: u32) {
-        self.study.register(simulation, 1, 0);
-        let mut client = self.study.joined(Identity::of(simulation));
-        for step in 0..2 {
-            assert!(send_step(&mut client, 0, step));
-            assert_eq!(self.study.get(), Some(key(simulation, 0, step)));
+        self.server.register(simulation, 1, 0).expect("nobody has had this simulation");
+        let mut clients: Vec<Client> =
+            self.ranks().iter().map(|study| study.joined(Identity::of(simulation))).collect();
+        let steps = 2 * clients.len() as u64;
+        for step in 0..steps {
+            let owner = self.server.owner(simulation, step);
+            assert!(send_step(&mut clients[owner], 0, step));
+            assert_eq!(self.ranks()[owner].get(), Some(key(simulation, 0, step)));
         }
-        client.finalize(2).expect("two steps are in memory");
-    }
-
-    fn counters(&self) -> melissa_core::session::Counters {
-        let counters = self.study.session.counters();
-        let alive = self.study.session.changes(Duration::ZERO);
-        assert!(alive.is_ok(), "the session has ended: {alive:?}");
-        counters
-    }
-
-    /// Empties the training buffer until nobody is connected and nothing waits.
-    fn settle(&self) {
-        let start = Instant::now();
-        loop {
-            while self.study.buffer.population() > 0 {
-                drop(self.study.buffer.get(Some(Instant::now() + PATIENCE)));
-            }
-            let counters = self.counters();
-            let waiting = counters.connections + counters.handshakes_pending + counters.samples_waiting;
-            if waiting == 0 && self.study.buffer.population() == 0 {
-                return;
-            }
-            assert!(start.elapsed() < PATIENCE, "something is left behind: {counters:?}");
-            std::thread::yield_now();
+        for client in &mut clients {
+            client.finalize(steps).expect("all steps are in memory");
+        }
+        for study in self.ranks() {
+            study.session.confirm(simulation).expect("every server rank has finished it");
         }
     }
+}
 
-    /// Every slot can be had.
-    fn all_slots_are_free(&self) {
-        let total = self.study.buffer.slot_counts().total();
-        let slots: Vec<_> = std::iter::from_fn(|| self.study.buffer.take_slot()).collect();
-        assert_eq!(slots.len(), total, "slots are lost");
-    }
+fn counters(study: &Study) -> melissa_core::session::Counters {
+    let counters = study.session.counters();
+    let alive = study.session.changes(Duration::ZERO);
+    assert!(alive.is_ok(), "the session has ended: {alive:?}");
+    counters
+}
 
-    fn sums_agree(&self) {
-        let (sums, counters) = (self.study.session.ledger_sums(), self.study.session.counters());
-        assert!(sums.declared >= sums.trained + sums.dropped() && sums.declared >= sums.complete, "{sums:?}");
-        assert_eq!(sums.complete, counters.samples_received, "{sums:?}");
-        assert_eq!(sums.duplicates_refused, counters.duplicates_refused, "{sums:?}");
-        for text in self.study.refusals() {
-            assert!(!text.chars().any(char::is_control), "{text:?}");
-            assert!(text.chars().count() < 8000, "{} characters", text.chars().count());
+/// Empties the training buffer until nobody is connected and nothing waits.
+fn settle(study: &Study) {
+    let start = Instant::now();
+    loop {
+        while study.buffer.population() > 0 {
+            drop(study.buffer.get(Some(Instant::now() + PATIENCE)));
         }
+        let counters = counters(study);
+        let waiting = counters.connections + counters.handshakes_pending + counters.samples_waiting;
+        if waiting == 0 && study.buffer.population() == 0 {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "something is left behind: {counters:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Every slot can be had.
+fn all_slots_are_free(study: &Study) {
+    let total = study.buffer.slot_counts().total();
+    let slots: Vec<_> = std::iter::from_fn(|| study.buffer.take_slot()).collect();
+    assert_eq!(slots.len(), total, "slots are lost");
+}
+
+fn sums_agree(study: &Study) {
+    let (sums, counters) = (study.session.ledger_sums(), study.session.counters());
+    assert!(sums.declared >= sums.trained + sums.dropped() && sums.declared >= sums.complete, "{sums:?}");
+    assert_eq!(sums.complete, counters.samples_received, "{sums:?}");
+    assert_eq!(sums.duplicates_refused, counters.duplicates_refused, "{sums:?}");
+    for text in study.refusals() {
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+        assert!(text.chars().count() < 8000, "{} characters", text.chars().count());
     }
 }
 
@@ -148,13 +175,21 @@ struct Peer {
     honest: Honest,
     hello: Option<Hello>,
     challenge: Option<Challenge>,
-    /// The time step and the field that an honest rank would send next.
+    /// The time steps that belong to the server rank.
+    steps: Steps,
+    /// Of these, the number of the one that an honest rank would send next, and the field.
     next: (u64, usize),
 }
 
 impl Peer {
-    fn new(who: Identity) -> Self {
-        Self { who, stream: None, honest: Honest::Absent, hello: None, challenge: None, next: (0, 0) }
+    fn new(who: Identity, server: &Server, rank: usize) -> Self {
+        let steps = server.distribution.steps_of(who.simulation, rank as u32, server.ranks.len() as u32);
+        Self { who, stream: None, honest: Honest::Absent, hello: None, challenge: None, steps, next: (0, 0) }
+    }
+
+    /// The time step that an honest rank would send next; a server rank that gets none is sent one all the same.
+    fn time_step(&self) -> u64 {
+        self.steps.at(self.next.0).min(u64::from(u32::MAX))
     }
 
     fn stream(&mut self, address: &str) -> &mut TcpStream {
@@ -175,7 +210,7 @@ impl Peer {
     }
 
     fn data(&self) -> (Header, Vec<u8>) {
-        let (step, field) = self.next;
+        let (step, field) = (self.time_step(), self.next.1);
         let (offset, count) = self.share(field);
         let dtype = FIELDS[field].1;
         let body = bytes_of(key(self.who.simulation, 0, step), field, dtype, offset, count);
@@ -286,8 +321,9 @@ fn sealed(bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
-struct Play<'a> {
-    world: &'a World,
+/// The peers of one server rank.
+struct Place<'a> {
+    study: &'a Study,
     address: &'a str,
     peers: [Peer; PEERS],
     /// Attempt and draw of the two simulations.
@@ -295,19 +331,21 @@ struct Play<'a> {
     stopped: bool,
 }
 
-impl<'a> Play<'a> {
-    fn new(world: &'a World, first: u32) -> Self {
+impl<'a> Place<'a> {
+    fn new(world: &'a World, server: usize, first: u32) -> Self {
+        let study = &world.ranks()[server];
         for simulation in [first, first + 1] {
-            world.study.register(simulation, 1, 0);
+            study.register(simulation, 1, 0);
         }
         let (one, two) = (Identity::of(first), Identity::of(first + 1));
         let stranger = Identity::of(u32::MAX).rank(u32::MAX - 1, u32::MAX);
-        let peers = [stranger, one.clone(), two.clone().rank(0, 2), two.rank(1, 2), one].map(Peer::new);
-        Self { world, address: world.study.session.address(), peers, attempts: [(1, 0); 2], stopped: false }
+        let peer = |who| Peer::new(who, &world.server, server);
+        let peers = [stranger, one.clone(), two.clone().rank(0, 2), two.rank(1, 2), one].map(peer);
+        Self { study, address: study.session.address(), peers, attempts: [(1, 0); 2], stopped: false }
     }
 
-    fn operation(&mut self, script: &mut Script<'_>) {
-        let (what, who) = (script.byte(), usize::from(script.byte()) % PEERS);
+    /// One operation of an input, on a peer of this server rank.
+    fn operation(&mut self, what: u8, who: usize, script: &mut Script<'_>) {
         let (address, peer) = (self.address, &mut self.peers[who]);
         match what % 16 {
             // Goes on honestly as far as this.
@@ -357,7 +395,7 @@ impl<'a> Play<'a> {
             }
             9 => {
                 let steps = match script.byte() % 4 {
-                    0 => peer.next.0,
+                    0 => peer.time_step(),
                     1 => 0,
                     2 => u64::MAX,
                     _ => script.number(),
@@ -388,7 +426,7 @@ impl<'a> Play<'a> {
             // The control plane: another attempt, another draw, or nothing more of a simulation.
             11 => self.control(script.byte()),
             // The session has had a turn with what came so far.
-            12 => drop(self.world.counters()),
+            12 => drop(counters(self.study)),
             // Reads what is there.
             13 => {
                 // An answer that it would wait for may be gone now.
@@ -400,7 +438,7 @@ impl<'a> Play<'a> {
                 }
             }
             // A trainer takes a sample.
-            14 => drop(self.world.study.buffer.get(Some(Instant::now()))),
+            14 => drop(self.study.buffer.get(Some(Instant::now()))),
             // A message of this rank with some of its values changed.
             _ => {
                 let (kind, number) = (script.byte(), script.number());
@@ -430,7 +468,7 @@ impl<'a> Play<'a> {
     }
 
     fn control(&mut self, what: u8) {
-        let session = &self.world.study.session;
+        let session = &self.study.session;
         let which = usize::from(what) % 2;
         let simulation = self.peers[1 + which].who.simulation;
         let (attempt, draw) = &mut self.attempts[which];
@@ -446,7 +484,19 @@ impl<'a> Play<'a> {
                     }
                 }
             }
-            4 | 5 => session.abandon_attempt(simulation).expect("the simulation is known"),
+            4 => session.abandon_attempt(simulation).expect("the simulation is known"),
+            // Final from now on, if it was finished here.
+            5 => match session.confirm(simulation) {
+                Ok(()) => {
+                    let parameters = study::parameters(simulation, *draw);
+                    let again = session.register(simulation, *attempt + 1, *draw, parameters);
+                    assert!(again.is_err(), "a final simulation was opened again");
+                }
+                Err(SessionError::Simulation(text)) => {
+                    assert!(text.contains("cannot be confirmed"), "{text}")
+                }
+                Err(error) => panic!("{error}"),
+            },
             6 => session.finish(simulation, Reason::ClientFailed).expect("the simulation is known"),
             // Rare, as it ends the session with this input.
             _ if what > 240 => {
@@ -461,38 +511,48 @@ impl<'a> Play<'a> {
 fn play(world: &mut World, input: &[u8]) {
     let first = world.next;
     world.next += PER_INPUT;
-    let mut play = Play::new(world, first);
+    let mut places: Vec<Place<'_>> =
+        (0..world.ranks().len()).map(|server| Place::new(world, server, first)).collect();
     let mut script = Script(input);
     for _ in 0..64 {
         if script.0.is_empty() {
             break;
         }
-        play.operation(&mut script);
+        let (what, who) = (script.byte(), usize::from(script.byte()));
+        let server = who / PEERS % places.len();
+        places[server].operation(what, who % PEERS, &mut script);
     }
-    let Play { peers, stopped, .. } = play;
-    drop(peers);
-    world.settle();
-    for simulation in [first, first + 1] {
-        world.study.session.finish(simulation, Reason::ClientFailed).expect("the simulation is known");
+    let stopped: Vec<bool> = places.iter().map(|place| place.stopped).collect();
+    drop(places);
+    for study in world.ranks() {
+        settle(study);
+        for simulation in [first, first + 1] {
+            study.session.finish(simulation, Reason::ClientFailed).expect("the simulation is known");
+        }
+        all_slots_are_free(study);
+        sums_agree(study);
     }
-    world.all_slots_are_free();
-    world.sums_agree();
-    if stopped {
-        let who = Identity::of(first + 2);
-        let (code, _) = Client::connect(world.study.session.address(), who).err().expect("no more").refused();
-        assert_eq!(code, "stopped");
+    if stopped.contains(&true) {
+        for (study, _) in world.ranks().iter().zip(&stopped).filter(|(_, stopped)| **stopped) {
+            let who = Identity::of(first + 2);
+            let (code, _) = Client::connect(study.session.address(), who).err().expect("no more").refused();
+            assert_eq!(code, "stopped");
+        }
         world.next = PLANNED;
     } else {
         world.honest(first + 2);
-        world.all_slots_are_free();
+        world.ranks().iter().for_each(all_slots_are_free);
     }
 }
 
-static WORLD: Mutex<Option<World>> = Mutex::new(None);
+static WORLDS: Mutex<[Option<World>; SERVERS.len()]> = Mutex::new([const { None }; SERVERS.len()]);
 
 fuzz_target!(|input: &[u8]| {
-    let mut world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut now = world.take().filter(|world| world.next + PER_INPUT <= PLANNED).unwrap_or_else(World::start);
-    play(&mut now, input);
-    *world = Some(now);
+    let Some((which, input)) = input.split_first() else { return };
+    let which = usize::from(*which) % SERVERS.len();
+    let mut worlds = WORLDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let usable = worlds[which].take().filter(|world| world.next + PER_INPUT <= PLANNED);
+    let mut world = usable.unwrap_or_else(|| World::start(SERVERS[which]));
+    play(&mut world, input);
+    worlds[which] = Some(world);
 });
