@@ -38,11 +38,11 @@ impl PyBatch {
         self.lock().keys().to_vec()
     }
 
-    /// Adds the batch to those of a cut.
     pub fn nb_samples(&self) -> usize {
         self.lock().keys().len()
     }
 
+    /// Adds the batch to those of a cut.
     pub fn wait_in(&self, pending: &mut Pending) {
         pending.push_batch(&self.lock());
     }
