@@ -18,6 +18,9 @@ if os.getuid() == 0:
 # spinning, would slow all of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell's background jobs ignore Ctrl-C, and so would the programs that tests interrupt.
+# A shell's background jobs ignore Ctrl-C, those of nohup a terminal that hangs up, and so would the programs
+# that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
