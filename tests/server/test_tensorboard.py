@@ -123,13 +123,16 @@ def test_a_folder_that_cannot_be_made_is_said_once_and_training_goes_on(tmp_path
 
 def test_a_disk_that_fills_up_ends_the_logs_and_not_the_training(tmp_path):
     code = (
-        "import logging, resource, signal, time; logging.basicConfig()\n"
+        "import logging, resource, signal, threading, time; logging.basicConfig()\n"
         "from melissa.server.deep_learning.tensorboard import TensorboardLogger\n"
         "tb_logger = TensorboardLogger(0)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "for step in range(5000): tb_logger.log_scalar('Loss/train', 1.0, step)\n"
-        "tb_logger.flush(); tb_logger.close(); print('trained')"
+        "tb_logger.flush(); tb_logger.close(); print('trained')\n"
+        # TensorBoard's own thread writes a traceback to stderr: Python aborts if it ends in the midst of it.
+        "for thread in threading.enumerate():\n"
+        "    if thread is not threading.main_thread(): thread.join(10)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True, cwd=tmp_path
