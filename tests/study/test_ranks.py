@@ -384,7 +384,10 @@ def test_training_begins_below_the_watermark_when_clients_wait_for_room_on_anoth
     study.set_mark("go on")
     result = study.wait(launcher)
     assert result.returncode == 0, result.stderr
-    study.expect_ledger(4 * 12)
+    ledger = study.balance()
+    assert ledger["declared"] == 4 * 12
+    # A reservoir may draw more often on one rank: what another has left when that is dry is not trained.
+    assert ledger["dropped"] == {"client_failed": 0, "stopped_early": 0, "untrained": 48 - ledger["trained"]}
 
 
 @pytest.mark.parametrize("interrupted", [0, 1])
