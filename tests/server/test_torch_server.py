@@ -39,6 +39,24 @@ def test_the_device_is_there_from_construction_on(server):
     assert server.device.type == "meta"
 
 
+class Pageable:
+    """Memory that can be pinned, as a tensor's on a machine with a GPU."""
+
+    is_cuda = False
+
+    def pin_memory(self):
+        return "pinned"
+
+
+def test_batches_are_pinned_where_training_runs_on_a_gpu_and_only_there(server):
+    batch = (Pageable(), {"u": Pageable()}, 3)
+    server.device = torch.device("cuda:0")
+    assert server._pin(batch) == ("pinned", {"u": "pinned"}, 3)
+    server.device = "cpu"
+    assert server.device == torch.device("cpu")
+    assert server._pin(batch) is batch
+
+
 def test_torch_leaves_the_cores_to_solvers_on_one_machine(server, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(4)

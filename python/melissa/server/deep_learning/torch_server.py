@@ -110,10 +110,12 @@ class TorchServer(FrameworkServer):
         return self._device
 
     @device.setter
-    def device(self, device: torch.device) -> None:
-        self._device = device
+    def device(self, device: torch.device | str) -> None:
+        import torch
+
+        self._device = torch.device(device)
         # Asked for at each batch, when all of torch is cold.
-        self._pins_batches = device.type == "cuda"
+        self._pins_batches = self._device.type == "cuda"
 
     def _own_place(self) -> Place:
         if self._place is None:
