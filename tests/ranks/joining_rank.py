@@ -12,7 +12,7 @@ from pathlib import Path
 
 from melissa.server import __main__ as server
 from melissa.server.ranks import joining
-from melissa.server.roll_call import Patience, launched_rank
+from melissa.server.roll_call import RankWait, launched_rank
 
 place, fault, faulty_rank = sys.argv[1:]
 rank, here = launched_rank(), Path.cwd()
@@ -46,13 +46,13 @@ def lose_patience():
     """When the other one has stopped: let all who wait for it say so, then end the wait."""
     while not (here / f"stopped.{faulty_rank}").exists():
         time.sleep(0.05)
-    Patience.REMINDER_PERIOD = 0.1
+    RankWait.REMINDER_PERIOD = 0.1
     if fault == "hangs":
         waiting = [0] if place in ("before it connects", "after its first channel") else [0, 1]
         logs = [out / f"melissa_server_{each}.log" for each in waiting]
         while not all(log.exists() and "others wait" in log.read_text() for log in logs):
             time.sleep(0.05)
-        Patience.LIMIT = 0.0
+        RankWait.LIMIT = 0.0
 
 
 Path(f"pid.{rank}").write_text(str(os.getpid()))

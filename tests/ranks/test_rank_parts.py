@@ -30,7 +30,7 @@ from melissa.server.ranks.message import (
     StateChange,
 )
 from melissa.server.ranks.receivers import RankedReceivers
-from melissa.server.roll_call import Patience
+from melissa.server.roll_call import RankWait
 from melissa.utility.channel import Listener, connect
 
 KEY = bytes(range(32))
@@ -376,10 +376,10 @@ def joining(monkeypatch):
 
 
 def test_ranks_that_do_not_come_are_named(joining, monkeypatch, log):
-    monkeypatch.setattr(Patience, "REMINDER_PERIOD", 0.05)
+    monkeypatch.setattr(RankWait, "REMINDER_PERIOD", 0.05)
     there = joining.join("rank")
     soon(lambda: "server rank 2 has not come for" in log.text)
-    monkeypatch.setattr(Patience, "LIMIT", 0.1)
+    monkeypatch.setattr(RankWait, "LIMIT", 0.1)
     assert str(joining.result()).startswith(
         "server rank 2 has not come within 0.1 s: rank 0 expects them at "
     )

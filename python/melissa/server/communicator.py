@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from melissa.exceptions import ConfigurationFileError, FatalError
 from melissa.server.environment import StudyEnvironment
-from melissa.server.roll_call import STARTED, Patience, RollCall, launched_rank
+from melissa.server.roll_call import STARTED, RankWait, RollCall, launched_rank
 
 __all__ = [
     "Communicator",
@@ -241,7 +241,7 @@ def _start_mpi(mpi: Any) -> None:
         roll = RollCall(StudyEnvironment.read(), number_of_ranks(), STARTED)
         if rank is not None:
             roll.answer(rank)
-    patience = Patience(
+    rank_wait = RankWait(
         lambda: [] if roll is None else roll.missing(),
         "MPI starts when all have. Look whether the processes are there on their machines, and what they do",
         rank,
@@ -249,7 +249,7 @@ def _start_mpi(mpi: Any) -> None:
     # By way of ctypes: there the interpreter's lock is free, which mpi4py's own call keeps.
     library = ctypes.CDLL(mpi.__file__)
     provided = ctypes.c_int()
-    with patience.beside_call():
+    with rank_wait.beside_call():
         failed = library.MPI_Init_thread(None, None, mpi.THREAD_MULTIPLE, ctypes.byref(provided))
     if failed:
         raise FatalError(f"MPI cannot be started: MPI_Init_thread returns {failed}")

@@ -14,7 +14,7 @@ from melissa.exceptions import RankLostError
 from melissa.server.environment import StudyEnvironment
 from melissa.server.ranks.deadline import leave_at_once
 
-__all__ = ["IN_MPI", "STARTED", "Patience", "RollCall", "launched_rank", "named"]
+__all__ = ["IN_MPI", "STARTED", "RankWait", "RollCall", "launched_rank", "named"]
 
 logger = logging.getLogger("melissa")
 
@@ -70,7 +70,7 @@ class RollCall:
         return self._folder / self._name.format(rank)
 
 
-class Patience:
+class RankWait:
     """A wait for other ranks at the start of the server: who is missing is said, and it has an end.
 
     `missing` says who, no rank if that is not known; `hint` ends the message. A `rank` other than 0 has a
@@ -116,7 +116,7 @@ class Patience:
                     logger.error(f"the server fails: {error}")
                     leave_at_once(1)
 
-        threading.Thread(target=watch, name="melissa-patience", daemon=True).start()
+        threading.Thread(target=watch, name="melissa-rank-wait", daemon=True).start()
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ from melissa.server.ranks.message import (
     StopStudy,
     StopWanted,
 )
-from melissa.server.roll_call import Patience, named
+from melissa.server.roll_call import RankWait, named
 from melissa.utility.channel import Channel, ChannelClosed, Listener
 from melissa.utility.life import Life
 
@@ -101,12 +101,12 @@ class RankHub:
 
     def _gather(self) -> None:
         arriving: list[Channel] = []
-        patience = Patience(
+        rank_wait = RankWait(
             self._missing,
             f"rank 0 expects them at {self._listener.address}. Do their machines reach that address?",
         )
         while self._missing() or arriving:
-            patience.check()
+            rank_wait.check()
             if (channel := self._listener.accept(self.POLL_INTERVAL)) is not None:
                 arriving.append(channel)
             arriving = [channel for channel in arriving if not self._welcome(channel)]

@@ -12,7 +12,7 @@ from melissa.server.link import Link
 from melissa.server.ranks.agent import RankAgent
 from melissa.server.ranks.hub import RankHub
 from melissa.server.ranks.message import Joined
-from melissa.server.roll_call import IN_MPI, STARTED, Patience, RollCall
+from melissa.server.roll_call import IN_MPI, STARTED, RankWait, RollCall
 from melissa.utility.channel import ChannelClosed, Listener, connect
 from melissa.utility.life import Life
 
@@ -66,8 +66,8 @@ def server_ranks(link: Link | None = None) -> Ranks | None:
         environment = StudyEnvironment.read()
         started, in_mpi = (RollCall(environment, nb_ranks, stage) for stage in (STARTED, IN_MPI))
         in_mpi.answer(rank := process_rank())
-        patience = Patience(in_mpi.missing, "the ranks meet before the study's file is imported", rank)
-        _ranks = join_ranks(make_communicator(check=patience.check), environment, link)
+        rank_wait = RankWait(in_mpi.missing, "the ranks meet before the study's file is imported", rank)
+        _ranks = join_ranks(make_communicator(check=rank_wait.check), environment, link)
         if rank == 0:
             started.close()
             in_mpi.close()
